@@ -1,0 +1,1 @@
+"""The operators' control plane: the gateway in front, Django behind, Celery beside."""

@@ -1,0 +1,294 @@
+"""Frozen values that cross the core's edge: what to run, what came of it, what was decided and why.
+
+A step has three beats: the core plans (reads only), books (`begin`), and applies the result. A `StepPlan` can be
+printed, compared and replayed; the executor needs nothing else. Times are seconds on the clock of `now`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from scheduler_worker.core.sequence import FinishReason, SequenceState
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """What one executor offers the scheduler.
+
+    `num_slots` rows can be in the running batch; the KV cache has `num_blocks` blocks of `block_size` tokens,
+    numbered 0 to `num_blocks - 1`. `num_swap_blocks` blocks fit the host's checkpoint memory.
+    """
+
+    num_slots: int
+    num_blocks: int
+    block_size: int
+    max_model_len: int
+    max_in_flight_steps: int = 1
+    num_swap_blocks: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The tokens of one sequence in one step: positions `start` to `start + num_tokens - 1`.
+
+    `new_blocks` are appended to the sequence's block table before the forward pass (all its blocks, cached ones
+    first, when `first` is set). `samples` says that the chunk reaches the sequence's last token, so that the step
+    yields its next one.
+    """
+
+    seq_id: str
+    slot: int
+    start: int
+    num_tokens: int
+    samples: bool
+    first: bool = False
+    new_blocks: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SwapOut:
+    """Copy these blocks, in block-table order, to the checkpoint of `seq_id` before they are overwritten."""
+
+    seq_id: str
+    blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SwapIn:
+    """Copy the checkpoint of `seq_id` into these blocks; they become its block table."""
+
+    seq_id: str
+    slot: int
+    blocks: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """The sizes that a step's time depends on, as the cost model sees them.
+
+    `num_kv_tokens` counts context tokens read by all rows; `num_attention_pairs` counts query × key pairs of
+    prefill chunks (attention's quadratic part).
+    """
+
+    num_decode_rows: int = 0
+    num_prefill_tokens: int = 0
+    num_kv_tokens: int = 0
+    num_attention_pairs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One forward pass. The executor copies out, copies in, then computes the chunks, in this order.
+
+    `evicted` names sequences whose slot and blocks are gone without a checkpoint (to be recomputed on return).
+    """
+
+    step: int
+    policy_version: int
+    planned_at: float
+    chunks: tuple[Chunk, ...]
+    swap_outs: tuple[SwapOut, ...] = ()
+    swap_ins: tuple[SwapIn, ...] = ()
+    evicted: tuple[str, ...] = ()
+    shape: StepShape = StepShape()
+    predicted_s: float = 0.0
+    events: tuple[Event, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RowResult:
+    """What one chunk came to. `stopped` is set by the executor for EOS and stop tokens only; length is the
+    core's to decide. A row with an `error` failed alone; its sequence ends."""
+
+    seq_id: str
+    num_new_tokens: int
+    stopped: bool = False
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FilledBlock:
+    """The block at `index` of the sequence's block table became full; `block_hash` covers all tokens up to it."""
+
+    seq_id: str
+    index: int
+    block_hash: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """The outcome of the plan with the same `step`; rows in the order of its chunks.
+
+    `duration_s` is what the cost model learns from: the time the device spent on this step.
+    """
+
+    step: int
+    rows: tuple[RowResult, ...]
+    duration_s: float
+    filled_blocks: tuple[FilledBlock, ...] = ()
+
+
+class EventKind(StrEnum):
+    """What happened. Metrics, logs and explanations are folds over these."""
+
+    QUEUED = "queued"
+    SCHEDULED = "scheduled"
+    PREEMPTED = "preempted"
+    NOT_PREEMPTED = "not_preempted"
+    RESUMED = "resumed"
+    TOKENS_EMITTED = "tokens_emitted"
+    FIRST_TOKEN = "first_token"
+    FINISHED = "finished"
+    REJECTED = "rejected"
+    BATCH_LIMIT_CHANGED = "batch_limit_changed"
+    BOUND_MISSED = "bound_missed"
+    POLICY_APPLIED = "policy_applied"
+    OUT_OF_BLOCKS = "out_of_blocks"
+
+
+class Reason(StrEnum):
+    """Why it happened. `protocol.reasons` has one sentence for each, filled with the event's numbers."""
+
+    ARRIVED = "arrived"
+    REQUEUED = "requeued"
+    TURN = "turn"
+    RESCUE = "rescue"
+    STARVING = "starving"
+    ONLY_CLASS_WAITING = "only_class_waiting"
+    PREEMPTED_BY_PRIORITY = "preempted_by_priority"
+    PREEMPTED_BY_MEMORY = "preempted_by_memory"
+    CLASS_MAY_NOT_YIELD = "class_may_not_yield"
+    PAST_MAX_GENERATED = "past_max_generated"
+    PAST_MAX_PREEMPTIONS = "past_max_preemptions"
+    NO_BLOCKS = "no_blocks"
+    HEAD_HOLDS_BLOCKS = "head_holds_blocks"
+    SWAPPED_IN = "swapped_in"
+    RECOMPUTES = "recomputes"
+    STOPPED = "stopped"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+    CLAIMED_ELSEWHERE = "claimed_elsewhere"
+    ITL_ABOVE_BAND = "itl_above_band"
+    ITL_BELOW_BAND = "itl_below_band"
+    OUT_OF_MEMORY = "out_of_memory"
+    POLICY_PUBLISHED = "policy_published"
+    PREDICTED_TTFT = "predicted_ttft"
+    PREDICTED_WAIT = "predicted_wait"
+    QUEUE_FULL = "queue_full"
+    TENANT_QUOTA = "tenant_quota"
+    TOO_LONG = "too_long"
+    ESTIMATE_WAS_OFF = "estimate_was_off"
+    WORKER_SLOWED = "worker_slowed"
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One decision: its time, what happened to whom, why, and the numbers that decided it.
+
+    `numbers` holds plain figures under the names that `protocol.reasons` prints (`left_s`, `by`, `num_blocks`,
+    …); ids of other sequences are strings. Events are values: two runs of one workload yield equal ones.
+    """
+
+    at: float
+    kind: EventKind
+    reason: Reason
+    seq_id: str = ""
+    class_id: str = ""
+    tenant: str = ""
+    numbers: Mapping[str, float | int | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class TokensEmitted:
+    """All tokens that one step emitted: `rows` pairs a sequence with its number of new tokens (one event a step)."""
+
+    at: float
+    step: int
+    rows: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A sequence that ended in this `apply_result` or `cancel`; the executor may forget it.
+
+    `wait_s` runs from arrival to the first scheduled chunk, `queued_s + formation_s` of the breakdown together;
+    `prefill_s` from there to the first token, `decode_s` to the last. `ttft_s` is the worker's own figure, never
+    an SLO figure. None where the sequence did not get that far.
+    """
+
+    seq_id: str
+    class_id: str
+    reason: FinishReason
+    num_generated_tokens: int
+    error: str | None = None
+    wait_s: float | None = None
+    prefill_s: float | None = None
+    decode_s: float | None = None
+    parked_s: float = 0.0
+    num_preemptions: int = 0
+    num_cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What `apply_result`, `cancel` and `set_policy` return: decisions, the step's tokens, and who ended."""
+
+    events: tuple[Event, ...] = ()
+    tokens: TokensEmitted | None = None
+    finished: tuple[Finished, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceView:
+    """One sequence on the operator's screen."""
+
+    seq_id: str
+    class_id: str
+    tenant: str
+    state: SequenceState
+    arrived_at: float
+    num_prompt_tokens: int
+    num_computed_tokens: int
+    num_generated_tokens: int
+    num_blocks: int
+    first_token_late: bool
+    parked_at: float | None = None
+    parked_by_memory: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ClassView:
+    """One class as this worker's mirror of the queue sees it. `waits_s` is sorted, longest first, at most 64.
+
+    `service_tokens` is the cost-weighted service of this worker since it started, before weighting.
+    """
+
+    class_id: str
+    num_waiting: int
+    num_running: int
+    num_parked: int
+    oldest_wait_s: float
+    num_late: int
+    waits_s: tuple[float, ...]
+    service_tokens: float
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The scheduler's state for telemetry: O(batch + classes) to make."""
+
+    at: float
+    step: int
+    policy_version: int
+    batch_limit: int
+    batch_limit_itl_s: float | None
+    batch_limit_target_s: float | None
+    num_slots: int
+    num_blocks: int
+    num_used_blocks: int
+    num_cached_blocks: int
+    classes: tuple[ClassView, ...]
+    sequences: tuple[SequenceView, ...]

@@ -1,0 +1,1 @@
+"""Wire messages between gateway, worker and control plane: typed, versioned, without I/O."""

@@ -1,0 +1,108 @@
+"""Every Redis key: its name, what it holds, who owns it and when it expires. Nobody else spells a key.
+
+A pool's keys share the hash tag `{tg:<pool>}`, so that the scripts stay on one node of a cluster.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+PAYLOAD_TTL_S: Final = 48 * 3600
+RESERVATION_TTL_S: Final = 5.0
+WORKER_LEASE_S: Final = 5.0
+GATEWAY_LEASE_S: Final = 10.0
+TELEMETRY_MAX_ENTRIES: Final = 2_000
+CHANGES_MAX_ENTRIES: Final = 100_000
+OUTPUT_TTL_S: Final = 24 * 3600
+ARRIVALS_MAX_ENTRIES: Final = 200_000
+
+
+@dataclass(frozen=True, slots=True)
+class KeySpec:
+    """One row of the table. `owner` is the only one that deletes it; `expiry` in words."""
+
+    template: str
+    kind: str
+    holds: str
+    owner: str
+    expiry: str
+
+    def of(self, pool: str, *parts: str) -> str:
+        """The key's name for a pool and its other parts, in the template's order."""
+        return self.template.format(pool, *parts)
+
+
+HEADERS: Final = KeySpec(
+    "{{tg:{0}}}:headers", "hash", "waiting Header by request id", "scripts enqueue, claim, cancel, requeue", "never"
+)
+CHANGES: Final = KeySpec(
+    "{{tg:{0}}}:changes", "stream", "changes of the queue: op, id, header", "scripts", "trimmed to 100,000 entries"
+)
+SEQUENCE: Final = KeySpec("{{tg:{0}}}:arrivals:number", "string", "the last arrival number", "enqueue", "never")
+RESERVATIONS: Final = KeySpec(
+    "{{tg:{0}}}:reservations", "hash", "request id → class, cost, expiry", "reserve, enqueue", "5 s each, by the scripts"
+)
+CLASS_LOAD: Final = KeySpec(
+    "{{tg:{0}}}:class-load", "hash", "waiting and reserved requests and cost by class", "scripts", "never"
+)
+PAYLOAD: Final = KeySpec(
+    "{{tg:{0}}}:payload:{1}", "string", "Payload of a request", "gateway (completion deletes)", "48 h"
+)
+TOKENS: Final = KeySpec(
+    "{{tg:{0}}}:tokens:{1}", "string", "published tokens, uint32 LE, appended", "publish (completion deletes)", "48 h"
+)
+CLAIMS: Final = KeySpec(
+    "{{tg:{0}}}:claims", "hash", "request id → worker, attempt, Header", "claim, publish, requeue", "ends with the claim"
+)
+CLAIMED_BY: Final = KeySpec(
+    "{{tg:{0}}}:claimed:{1}", "set", "request ids a worker holds", "claim, publish, requeue", "ends with the claims"
+)
+WORKER_LEASES: Final = KeySpec(
+    "{{tg:{0}}}:worker-leases", "sorted set", "worker → end of its lease", "claim, publish, renew, requeue", "5 s each"
+)
+GATEWAY_LEASES: Final = KeySpec(
+    "{{tg:{0}}}:gateway-leases", "sorted set", "gateway → end of its lease", "gateway", "10 s each"
+)
+OUTPUT: Final = KeySpec(
+    "{{tg:{0}}}:out:{1}", "stream", "Frame and Requeued entries of one gateway", "publish; its gateway trims", "24 h"
+)
+OWNED: Final = KeySpec(
+    "{{tg:{0}}}:owned:{1}", "hash", "request id → Header of what a gateway accepted", "enqueue, finish", "24 h"
+)
+POLICY: Final = KeySpec("{{tg:{0}}}:policy", "string", "PolicyAnnouncement, live", "policies service", "never")
+WORKER_INFO: Final = KeySpec("{{tg:{0}}}:worker:{1}", "string", "WorkerInfo", "worker", "10 s, renewed")
+WORKER_CONTROL: Final = KeySpec(
+    "{{tg:{0}}}:control:{1}", "string", "drain or resume, for one worker", "fleet service", "24 h"
+)
+TELEMETRY: Final = KeySpec(
+    "{{tg:{0}}}:telemetry", "stream", "WorkerTelemetry and GatewayTelemetry", "worker, gateway", "trimmed to 2,000"
+)
+TELEMETRY_LEADER: Final = KeySpec(
+    "{{tg:{0}}}:telemetry-leader", "string", "the web process that folds telemetry", "telemetry", "3 s, renewed"
+)
+ARRIVALS: Final = KeySpec(
+    "{{tg:{0}}}:arrivals", "stream", "compact arrivals, refused ones too, for what-if", "gateway", "trimmed to 200,000"
+)
+
+TABLE: Final[tuple[KeySpec, ...]] = (
+    HEADERS,
+    CHANGES,
+    SEQUENCE,
+    RESERVATIONS,
+    CLASS_LOAD,
+    PAYLOAD,
+    TOKENS,
+    CLAIMS,
+    CLAIMED_BY,
+    WORKER_LEASES,
+    GATEWAY_LEASES,
+    OUTPUT,
+    OWNED,
+    POLICY,
+    WORKER_INFO,
+    WORKER_CONTROL,
+    TELEMETRY,
+    TELEMETRY_LEADER,
+    ARRIVALS,
+)
