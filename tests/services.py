@@ -1,0 +1,65 @@
+"""A real Postgres and a real Valkey for one test run; loaded by `-p tests.services` in pyproject.toml.
+
+They start before Django reads its settings, and stop with the run. Servers of your own are used instead
+when TIDEGATE_DATABASE_URL and TIDEGATE_REDIS_URL are both set. `-p no:tests.services` starts none.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Generator, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from controlplane.embedded import EmbeddedServices
+
+DATABASE_VARIABLE = "TIDEGATE_DATABASE_URL"
+REDIS_VARIABLE = "TIDEGATE_REDIS_URL"
+_SERVICES = pytest.StashKey[EmbeddedServices]()
+
+
+def _start_services() -> EmbeddedServices:
+    data_dir = Path(tempfile.mkdtemp(prefix="tidegate-tests-"))
+    data_dir.chmod(0o755)  # as root the servers run as `nobody`
+    services = EmbeddedServices(data_dir, durable=False).start()
+    os.environ[DATABASE_VARIABLE] = services.database_url
+    os.environ[REDIS_VARIABLE] = services.redis_url
+    os.environ.setdefault("TIDEGATE_SECRET_KEY", "for-tests-only-" + "x" * 40)
+    return services
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> Generator[None]:
+    """A wrapper runs before every other plugin's hook: pytest-django reads the settings in the same one."""
+    known = early_config.known_args_namespace
+    provided = DATABASE_VARIABLE in os.environ and REDIS_VARIABLE in os.environ
+    if not provided and not known.help and not known.version:
+        early_config.stash[_SERVICES] = _start_services()
+        early_config.add_cleanup(lambda: _stop_services(early_config.stash[_SERVICES]))
+    return (yield)
+
+
+def _stop_services(services: EmbeddedServices) -> None:
+    services.stop()
+    services.remove_data()
+    shutil.rmtree(services.data_dir, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def database_url() -> str:
+    """The URL of the server's own database; Django's tests use a database beside it."""
+    return os.environ[DATABASE_VARIABLE]
+
+
+@pytest.fixture
+def redis_url() -> Iterator[str]:
+    """An empty Valkey, emptied again afterwards."""
+    url = os.environ[REDIS_VARIABLE]
+    with redis.Redis.from_url(url) as client:
+        client.flushall()
+        yield url
+        client.flushall()
