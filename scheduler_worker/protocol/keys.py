@@ -41,10 +41,13 @@ CHANGES: Final = KeySpec(
 )
 SEQUENCE: Final = KeySpec("{{tg:{0}}}:arrivals:number", "string", "the last arrival number", "enqueue", "never")
 RESERVATIONS: Final = KeySpec(
-    "{{tg:{0}}}:reservations", "hash", "request id → class, cost, expiry", "reserve, enqueue", "5 s each, by the scripts"
+    "{{tg:{0}}}:reservations", "hash", "request id → class, cost", "reserve, enqueue", "5 s each, by the scripts"
+)
+RESERVATION_ENDS: Final = KeySpec(
+    "{{tg:{0}}}:reservation-ends", "sorted set", "request id → end of its reservation", "reserve, enqueue", "5 s each"
 )
 CLASS_LOAD: Final = KeySpec(
-    "{{tg:{0}}}:class-load", "hash", "waiting and reserved requests and cost by class", "scripts", "never"
+    "{{tg:{0}}}:class-load", "hash", "`class:num`, `class:cost` of waiting and reserved requests", "scripts", "never"
 )
 PAYLOAD: Final = KeySpec(
     "{{tg:{0}}}:payload:{1}", "string", "Payload of a request", "gateway (completion deletes)", "48 h"
@@ -53,10 +56,10 @@ TOKENS: Final = KeySpec(
     "{{tg:{0}}}:tokens:{1}", "string", "published tokens, uint32 LE, appended", "publish (completion deletes)", "48 h"
 )
 CLAIMS: Final = KeySpec(
-    "{{tg:{0}}}:claims", "hash", "request id → worker, attempt, Header", "claim, publish, requeue", "ends with the claim"
+    "{{tg:{0}}}:claims", "hash", "request id → worker, cancelled, Header", "claim, publish, requeue", "ends with the claim"
 )
 CLAIMED_BY: Final = KeySpec(
-    "{{tg:{0}}}:claimed:{1}", "set", "request ids a worker holds", "claim, publish, requeue", "ends with the claims"
+    "{{tg:{0}}}:claimed:{1}", "hash", "request id → attempt a worker holds", "claim, publish, requeue", "ends with the claims"
 )
 WORKER_LEASES: Final = KeySpec(
     "{{tg:{0}}}:worker-leases", "sorted set", "worker → end of its lease", "claim, publish, renew, requeue", "5 s each"
@@ -90,6 +93,7 @@ TABLE: Final[tuple[KeySpec, ...]] = (
     CHANGES,
     SEQUENCE,
     RESERVATIONS,
+    RESERVATION_ENDS,
     CLASS_LOAD,
     PAYLOAD,
     TOKENS,

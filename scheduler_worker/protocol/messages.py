@@ -105,7 +105,8 @@ class TokenLogprobs(Struct, frozen=True):
 class Header(Message, frozen=True, kw_only=True):
     """A waiting request without its text: the fields of `core.sequence.SequenceHeader`, and who accepted it.
 
-    `arrival_number` is 0 until the enqueue script assigns it.
+    `arrival_number` is 0 until the enqueue script assigns it. `cost` is what the reservation charged to its
+    class's load, in the policy's token costs; the scripts take it off again when a worker claims the request.
     """
 
     request_id: str
@@ -121,6 +122,7 @@ class Header(Message, frozen=True, kw_only=True):
     tenant_weight: float = 1.0
     attempt: int = 0
     arm: str = ""
+    cost: float = 0.0
 
 
 class Payload(Message, frozen=True, kw_only=True):

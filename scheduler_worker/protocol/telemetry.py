@@ -1,6 +1,7 @@
 """An entry of the telemetry stream (`keys.TELEMETRY`): which message it is, and the message.
 
-    redis.xadd(keys.TELEMETRY.of(pool), stream_fields(message), maxlen=keys.TELEMETRY_MAX_ENTRIES, approximate=True)
+    fields = stream_fields(message)
+    redis.xadd(keys.TELEMETRY.of(pool), fields, maxlen=keys.TELEMETRY_MAX_ENTRIES, approximate=True)
 
 Every source speaks at least once a second, also when nothing happens: silence is what makes it look lost.
 """
@@ -10,7 +11,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from scheduler_worker.protocol.messages import GatewayTelemetry, ProtocolError, WorkerTelemetry, decode, encode
+from scheduler_worker.protocol.messages import (
+    GatewayTelemetry,
+    ProtocolError,
+    WorkerTelemetry,
+    decode,
+    encode,
+)
 
 KIND: Final = b"kind"
 DATA: Final = b"data"
