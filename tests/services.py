@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Generator, Iterator
 from pathlib import Path
@@ -19,6 +21,9 @@ from controlplane.embedded import EmbeddedServices
 
 DATABASE_VARIABLE = "TIDEGATE_DATABASE_URL"
 REDIS_VARIABLE = "TIDEGATE_REDIS_URL"
+MODEL_VARIABLE = "TIDEGATE_TEST_MODEL"
+ROOT = Path(__file__).resolve().parent.parent
+DEFAULT_DATA_DIR = ROOT / ".tidegate"
 _SERVICES = pytest.StashKey[EmbeddedServices]()
 
 
@@ -63,3 +68,22 @@ def redis_url() -> Iterator[str]:
         client.flushall()
         yield url
         client.flushall()
+
+
+@pytest.fixture(scope="session")
+def demo_model_dir() -> Path:
+    """SmolLM2-135M-Instruct, converted; fetched once into the demo's default data directory.
+
+    TIDEGATE_TEST_MODEL names another copy. A process of its own makes it: torch stays out of this one.
+    """
+    if MODEL_VARIABLE in os.environ:
+        return Path(os.environ[MODEL_VARIABLE])
+    command = [
+        sys.executable,
+        "-m",
+        "scheduler_worker.engine.demo_model",
+        "--data-dir",
+        str(DEFAULT_DATA_DIR),
+    ]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=600)
+    return Path(done.stdout.strip())

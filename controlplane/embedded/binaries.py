@@ -20,7 +20,7 @@ def _package_folder(package: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         raise EmbeddedServiceError(
-            f"the package {package} is not installed. Install it with: pip install -c constraints.txt {package}"
+            f"the package {package} is not installed: pip install -c constraints.txt {package}"
         )
     return Path(next(iter(spec.submodule_search_locations))).resolve()
 
@@ -28,7 +28,7 @@ def _package_folder(package: str) -> Path:
 def _reachable_copy(package: str, folder: Path, account: Account | None) -> Path:
     """The package's folder, or a copy of it that the servers' account can reach.
 
-    The `.libs` folder beside the package comes along: the binaries find their libraries relative to themselves.
+    The `.libs` folder beside it comes along: the binaries find their libraries relative to themselves.
     """
     if account is None or account.can_reach(folder):
         return folder
@@ -74,7 +74,7 @@ def _valkey_platform() -> str:
 def _require(path: Path) -> Path:
     if not path.exists():
         raise EmbeddedServiceError(
-            f"the wheel brings no {path.name} for {platform.system()} {platform.machine()} (looked for {path}). "
+            f"no {path.name} for {platform.system()} {platform.machine()} in the wheel (looked for {path}). "
             "Set TIDEGATE_DATABASE_URL and TIDEGATE_REDIS_URL to servers of your own."
         )
     return path

@@ -1,7 +1,8 @@
 """Child processes that never outlive their supervisor, however it ends.
 
-On Linux the kernel signals each child when the supervising *thread* dies (PR_SET_PDEATHSIG), so start children
-from a thread that lives as long as they should. Elsewhere a watcher process does it on a pipe's end-of-file.
+On Linux the kernel signals each child when the supervising *thread* dies (PR_SET_PDEATHSIG), so start
+children from a thread that lives as long as they should. Elsewhere a watcher process does it on a pipe's
+end-of-file.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ WATCHER = Path(__file__).with_name("watcher.py")
 
 
 def _bind_to_parent(stop_signal: int) -> Callable[[], None]:
-    """The code that the child runs before exec. It must not import or allocate much: it runs between fork and exec."""
+    """What the child runs between fork and exec; it must neither import nor take a lock."""
     libc = ctypes.CDLL(None, use_errno=True)
     parent_pid = os.getpid()
 

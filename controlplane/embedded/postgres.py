@@ -64,11 +64,12 @@ class Postgres:
         command = [
             str(self.bin_dir / "initdb"), "--pgdata", str(target), "--username", ROLE,
             "--auth", "scram-sha-256", "--pwfile", str(password_file), "--no-instructions",
-            "--encoding", "UTF8", "--locale", "C", "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8",
+            "--encoding", "UTF8", "--locale", "C",
+            "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8",
         ]  # fmt: skip
         done = subprocess.run(
             command + ([] if self.durable else ["--no-sync"]),
-            cwd=self.home, env=CHILD_ENV, capture_output=True, text=True, timeout=START_TIMEOUT_S, check=False,
+            cwd=self.home, env=CHILD_ENV, capture_output=True, text=True, timeout=START_TIMEOUT_S,
             **(self.account.popen_arguments() if self.account else {}),
         )  # fmt: skip
         if done.returncode:

@@ -25,9 +25,9 @@ class EmbeddedServices:
         with EmbeddedServices(Path("/var/lib/tidegate")) as services:
             print(services.database_url, services.redis_url)
 
-    Both listen on 127.0.0.1 with a password, on ports that stay the same from start to start if they are free.
-    However this process ends, kill -9 included, the servers stop too; committed data is kept. Start it from
-    a thread that lives as long as the services should.
+    Both listen on 127.0.0.1 with a password, on ports that stay the same from start to start if they are
+    free. However this process ends, kill -9 included, the servers stop too; committed data is kept. Start it
+    from a thread that lives as long as the services should.
     """
 
     def __init__(self, data_dir: Path, *, durable: bool = True, starter: ChildStarter | None = None) -> None:

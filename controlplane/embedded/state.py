@@ -72,7 +72,7 @@ def write_private(path: Path, text: str) -> None:
 
 
 def lock_data_dir(data_dir: Path) -> IO[str]:
-    """Take the directory for this process; the lock goes when the returned file is closed or the process ends.
+    """Take the directory for this process, until the returned file is closed or the process ends.
 
     Raises:
         DataDirInUseError: another process holds it.
