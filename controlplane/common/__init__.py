@@ -1,0 +1,1 @@
+"""What every app of the control plane shares: settings, errors, permissions, pagination."""

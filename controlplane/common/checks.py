@@ -1,0 +1,1 @@
+"""System checks: what is configured but cannot work, with a hint."""

@@ -1,0 +1,117 @@
+"""Publishing policies: a new immutable version in Postgres, then the announcement in Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from django.db import transaction
+from django.utils import timezone
+
+from controlplane.audit.services import record
+from controlplane.common.errors import Changed, Invalid, Mistake
+from controlplane.policies import announcing, selectors
+from controlplane.policies.models import PolicyVersion, Pool, VersionState
+from scheduler_worker.core.policy import InvalidPolicy, Policy, check_policy
+
+
+def validate(document: Mapping[str, Any]) -> Policy:
+    """The policy of a document; raises `Invalid` with the path of every mistake."""
+    try:
+        return check_policy(document)
+    except InvalidPolicy as error:
+        mistakes = [Mistake(path=one.path, message=one.message) for one in error.mistakes]
+        raise Invalid(f"The policy has {_count(len(mistakes), 'mistake')}.", mistakes) from error
+
+
+def publish(
+    *, pool: str, document: Mapping[str, Any], comment: str, author: str, based_on: int | None = None
+) -> PolicyVersion:
+    """Make a document the pool's live policy, as a new version.
+
+    `based_on` is the version that the author saw; `Changed` is raised when another was published since. None
+    publishes whatever is live. Raises `Invalid` with every mistake of the document.
+    """
+    policy = validate(document)
+    return _publish(pool, policy, comment, author, based_on=based_on, rolled_back_to=None)
+
+
+def roll_back(*, pool: str, version: int, comment: str, author: str) -> PolicyVersion:
+    """Publish the document of an older version again, as a new version. Raises `NotFound`."""
+    policy = validate(selectors.version_of(pool, version).document)
+    return _publish(pool, policy, comment, author, based_on=None, rolled_back_to=version)
+
+
+@transaction.atomic
+def _publish(
+    pool: str, policy: Policy, comment: str, author: str, *, based_on: int | None, rolled_back_to: int | None
+) -> PolicyVersion:
+    _lock(pool)
+    live = selectors.find_active(pool)
+    _check_based_on(live, based_on)
+    _check_retired(live, policy)
+    if live is not None:
+        PolicyVersion.objects.filter(pk=live.pk).update(state=VersionState.SUPERSEDED)
+    version = PolicyVersion.objects.create(
+        pool_id=pool,
+        version=live.version + 1 if live else 1,
+        document=policy.model_dump(mode="json"),
+        comment=comment,
+        author=author,
+        published_at=timezone.now(),
+        rolled_back_to=rolled_back_to,
+        state=VersionState.LIVE,
+    )
+    _record(version, live)
+    transaction.on_commit(lambda: announcing.announce_or_leave_to_reconciling(version))
+    return version
+
+
+def _lock(pool: str) -> None:
+    """Publishes of one pool happen one after the other: the pool's row is the lock."""
+    Pool.objects.get_or_create(name=pool)
+    Pool.objects.select_for_update().get(name=pool)
+
+
+def _check_based_on(live: PolicyVersion | None, based_on: int | None) -> None:
+    if based_on is None or (live is not None and live.version == based_on):
+        return
+    if live is None:
+        raise Changed(f"You worked on v{based_on}, but no policy was published yet.")
+    raise Changed(
+        f"{live.author} published v{live.version} while you worked on v{based_on}. Nothing was overwritten: "
+        f"compare your changes with v{live.version}, then publish on top of it."
+    )
+
+
+def _check_retired(live: PolicyVersion | None, policy: Policy) -> None:
+    """Requests of a removed class may wait somewhere: the document must say which class serves them."""
+    if live is None:
+        return
+    known = {one.id for one in policy.classes} | set(policy.retired)
+    before = Policy.model_validate(live.document)
+    missing = [one for one in [*(c.id for c in before.classes), *before.retired] if one not in known]
+    if missing:
+        raise Invalid(
+            f"The policy has {_count(len(missing), 'mistake')}.",
+            [Mistake(f"retired.{one}", _retire_hint(one, live.version)) for one in missing],
+        )
+
+
+def _retire_hint(class_id: str, version: int) -> str:
+    return f"{class_id} is a class of v{version}. Name here the class that serves its requests from now on."
+
+
+def _record(version: PolicyVersion, live: PolicyVersion | None) -> None:
+    record(
+        actor=version.author,
+        action="publish" if version.rolled_back_to is None else "roll back",
+        object_type="policy",
+        object_id=f"{version.pool_id}/v{version.version}",
+        before={"version": live.version, "document": live.document} if live else None,
+        after={"version": version.version, "document": version.document, "comment": version.comment},
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,1 @@
+"""Accounts that share the fleet: weights, quotas, retention, and their API keys."""
