@@ -1,4 +1,4 @@
-"""The scripts that move requests through Redis, with typed arguments and replies; no I/O (the Lua is in `lua`).
+"""The scripts that move requests through Redis, typed, without I/O. The Lua is in `lua`.
 
 A builder makes a `Call`; whoever owns a connection runs it and gives the raw reply (bytes, never decoded) to
 `Call.parse`. Sent twice, because a reply was lost, a call does its work once.
@@ -137,7 +137,7 @@ class ChangeOp(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """An entry of `keys.CHANGES`: `claimed` names its worker, `add` has a header, a policy's `id` is its version."""
+    """An entry of `keys.CHANGES`: `claimed` has a worker, `add` a header; a policy's `id` is its version."""
 
     op: ChangeOp
     id: str
