@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 from scheduler_worker.core.sequence import FinishReason, SequenceState
 
@@ -18,7 +19,8 @@ class Capacity:
     """What one executor offers the scheduler.
 
     `num_slots` rows can be in the running batch; the KV cache has `num_blocks` blocks of `block_size` tokens,
-    numbered 0 to `num_blocks - 1`. `num_swap_blocks` blocks fit the host's checkpoint memory.
+    numbered 0 to `num_blocks - 1`. `num_swap_blocks` blocks fit the host's checkpoint memory; copying one there or
+    back takes `swap_block_s`.
     """
 
     num_slots: int
@@ -27,13 +29,13 @@ class Capacity:
     max_model_len: int
     max_in_flight_steps: int = 1
     num_swap_blocks: int = 0
+    swap_block_s: float = 50e-6
 
 
-@dataclass(frozen=True, slots=True)
-class Chunk:
+class Chunk(NamedTuple):
     """The tokens of one sequence in one step: positions `start` to `start + num_tokens - 1`.
 
-    `new_blocks` are appended to the sequence's block table before the forward pass (all its blocks, cached ones
+    A named tuple because one is made per row and step. `new_blocks` are appended to the sequence's block table before the forward pass (all its blocks, cached ones
     first, when `first` is set). `samples` says that the chunk reaches the sequence's last token, so that the step
     yields its next one.
     """
@@ -83,6 +85,10 @@ class StepPlan:
     """One forward pass. The executor copies out, copies in, then computes the chunks, in this order.
 
     `evicted` names sequences whose slot and blocks are gone without a checkpoint (to be recomputed on return).
+
+    The rest is for the booking: the first `num_lockstep` chunks are decodes that only advance; `stalled` decodes get
+    no token in this step; `yielding` sequences are parked as soon as no step in flight names them; `bypassed` heads
+    were overtaken, once per mention.
     """
 
     step: int
@@ -95,10 +101,13 @@ class StepPlan:
     shape: StepShape = StepShape()
     predicted_s: float = 0.0
     events: tuple[Event, ...] = ()
+    num_lockstep: int = 0
+    stalled: tuple[str, ...] = ()
+    yielding: tuple[str, ...] = ()
+    bypassed: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class RowResult:
+class RowResult(NamedTuple):
     """What one chunk came to. `stopped` is set by the executor for EOS and stop tokens only; length is the
     core's to decide. A row with an `error` failed alone; its sequence ends."""
 
@@ -212,7 +221,7 @@ class TokensEmitted:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A sequence that ended in this `apply_result` or `cancel`; the executor may forget it.
+    """A sequence that ended in this `apply_result` or `cancel`; see `Applied.released` for the executor.
 
     `wait_s` runs from arrival to the first scheduled chunk, `queued_s + formation_s` of the breakdown together;
     `prefill_s` from there to the first token, `decode_s` to the last. `ttft_s` is the worker's own figure, never
@@ -234,11 +243,15 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """What `apply_result`, `cancel` and `set_policy` return: decisions, the step's tokens, and who ended."""
+    """What `apply_result`, `cancel` and `set_policy` return: decisions, the step's tokens, and who ended.
+
+    `released` names ended sequences that no step in flight names any more: only then may the executor drop them.
+    """
 
     events: tuple[Event, ...] = ()
     tokens: TokensEmitted | None = None
     finished: tuple[Finished, ...] = ()
+    released: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
