@@ -1,0 +1,187 @@
+"""Ten-second intervals: what becomes a chart's point at once and a roll-up a little later."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Final
+
+from controlplane.telemetry.promise import Counts, is_late
+from controlplane.telemetry.schema import Percentiles, Point
+from controlplane.telemetry.sketch import Sketch, sketch_of
+from controlplane.telemetry.windows import percentiles, weighted_median
+from scheduler_worker.core.policy import ClassPolicy
+from scheduler_worker.protocol.messages import GatewayTelemetry, LatencySample, WorkerTelemetry
+
+POINT_S: Final = 10.0
+POINT_GRACE_S: Final = 2.0
+"""A point closes this long after its end: what a source sent meanwhile still counts."""
+ROLL_UP_GRACE_S: Final = 10.0
+
+Resolve = Callable[[str], ClassPolicy | None]
+
+
+def start_of(at: float) -> float:
+    """The start of the interval that an instant lies in."""
+    return math.floor(at / POINT_S) * POINT_S
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassRollup:
+    """One class over one interval, ready to be stored. Latencies in seconds, as sketches."""
+
+    class_id: str
+    counts: Counts = Counts()
+    ttft: Sketch = field(default_factory=dict)
+    tpot: Sketch = field(default_factory=dict)
+    num_tokens: int = 0
+    num_refused: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollup:
+    """One closed interval: its classes, and its point."""
+
+    started_at: float
+    classes: tuple[ClassRollup, ...]
+    point: Point
+
+
+@dataclass(slots=True)
+class _ClassBucket:
+    ttft: list[float] = field(default_factory=list)
+    tpot: list[float] = field(default_factory=list)
+    num: int = 0
+    num_late: int = 0
+    num_ttft_late: int = 0
+    num_tpot_late: int = 0
+    num_tokens: int = 0
+    num_refused: int = 0
+
+    def counts(self) -> Counts:
+        return Counts(
+            num=self.num,
+            num_late=self.num_late,
+            num_ttft=len(self.ttft),
+            num_ttft_late=self.num_ttft_late,
+            num_tpot=len(self.tpot),
+            num_tpot_late=self.num_tpot_late,
+        )
+
+
+@dataclass(slots=True)
+class _WorkerBucket:
+    steps_p50: list[tuple[float, float]] = field(default_factory=list)
+    steps_p99: list[tuple[float, float]] = field(default_factory=list)
+    limits: list[int] = field(default_factory=list)
+    running: list[int] = field(default_factory=list)
+    kv: list[float] = field(default_factory=list)
+    busy: list[float] = field(default_factory=list)
+
+
+class Bucket:
+    """What happened from `start` to `start + POINT_S`."""
+
+    def __init__(self, start: float) -> None:
+        self.start = start
+        self._classes: dict[str, _ClassBucket] = {}
+        self._workers: dict[str, _WorkerBucket] = {}
+        self._waiting: tuple[float, str, dict[str, int]] = (-math.inf, "", {})
+
+    def _class(self, class_id: str) -> _ClassBucket:
+        return self._classes.setdefault(class_id, _ClassBucket())
+
+    def add_first_token(self, sample: LatencySample, one: ClassPolicy) -> None:
+        if sample.ttft_s is None:
+            return
+        bucket = self._class(one.id)
+        bucket.ttft.append(sample.ttft_s)
+        bucket.num_ttft_late += sample.ttft_s > one.slo.ttft_s
+
+    def add_finished(self, sample: LatencySample, one: ClassPolicy) -> None:
+        bucket = self._class(one.id)
+        if sample.tpot_s is not None:
+            bucket.tpot.append(sample.tpot_s)
+            bucket.num_tpot_late += sample.tpot_s > one.slo.tpot_s
+        late = is_late(sample, one)
+        if late is not None:
+            bucket.num += 1
+            bucket.num_late += late
+
+    def add_gateway(self, message: GatewayTelemetry, resolve: Resolve) -> None:
+        for class_id, num in message.refused.items():
+            if one := resolve(class_id):
+                self._class(one.id).num_refused += num
+
+    def add_worker(self, message: WorkerTelemetry, resolve: Resolve) -> None:
+        for class_id, num in message.num_generated_tokens.items():
+            if one := resolve(class_id):
+                self._class(one.id).num_tokens += num
+        self._add_figures(self._workers.setdefault(message.worker, _WorkerBucket()), message)
+        if (message.at, message.worker) > self._waiting[:2]:
+            waiting = {load.class_id: load.num_waiting for load in message.classes}
+            self._waiting = (message.at, message.worker, waiting)
+
+    @staticmethod
+    def _add_figures(bucket: _WorkerBucket, message: WorkerTelemetry) -> None:
+        if message.num_steps and message.step_p50_s is not None:
+            bucket.steps_p50.append((message.step_p50_s, message.num_steps))
+        if message.num_steps and message.step_p99_s is not None:
+            bucket.steps_p99.append((message.step_p99_s, message.num_steps))
+        bucket.limits.append(message.batch_limit)
+        bucket.running.append(message.num_running)
+        bucket.kv.append(kv_share(message))
+        if message.device.busy is not None:
+            bucket.busy.append(message.device.busy)
+
+    def point(self) -> Point:
+        """The interval on the charts, at its end."""
+        workers = self._workers.values()
+        return Point(
+            at=self.start + POINT_S,
+            ttft=self._percentiles(lambda one: one.ttft),
+            tpot=self._percentiles(lambda one: one.tpot),
+            tokens_per_s={id_: one.num_tokens / POINT_S for id_, one in sorted(self._classes.items())},
+            waiting=dict(sorted(self._waiting[2].items())),
+            step_p50_s=weighted_median(pair for worker in workers for pair in worker.steps_p50),
+            step_p99_s=weighted_median(pair for worker in workers for pair in worker.steps_p99),
+            batch_limit=_mean(worker.limits[-1] for worker in workers),
+            num_running=_mean(fmean(worker.running) for worker in workers),
+            kv_share={id_: worker.kv[-1] for id_, worker in sorted(self._workers.items())},
+            busy={id_: fmean(one.busy) for id_, one in sorted(self._workers.items()) if one.busy},
+        )
+
+    def _percentiles(self, of: Callable[[_ClassBucket], list[float]]) -> dict[str, Percentiles]:
+        return {id_: percentiles(sorted(of(one))) for id_, one in sorted(self._classes.items()) if of(one)}
+
+    def rollup(self) -> Rollup:
+        """The interval as it is stored."""
+        classes = tuple(
+            ClassRollup(
+                class_id=class_id,
+                counts=one.counts(),
+                ttft=sketch_of(one.ttft),
+                tpot=sketch_of(one.tpot),
+                num_tokens=one.num_tokens,
+                num_refused=one.num_refused,
+            )
+            for class_id, one in sorted(self._classes.items())
+        )
+        return Rollup(started_at=self.start, classes=classes, point=self.point())
+
+    def ended(self) -> Iterator[tuple[str, int, int]]:
+        """(class, requests ended, late ones)."""
+        for class_id, one in self._classes.items():
+            yield class_id, one.num, one.num_late
+
+
+def kv_share(message: WorkerTelemetry) -> float:
+    """The used share of a worker's KV cache."""
+    return message.num_used_blocks / message.num_blocks if message.num_blocks else 0.0
+
+
+def _mean(values: Iterator[float]) -> float | None:
+    known = list(values)
+    return fmean(known) if known else None

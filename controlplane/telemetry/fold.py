@@ -1,0 +1,394 @@
+"""The fold: messages of gateways and workers, and the policy, into what the Live page shows.
+
+It reads no clock, no socket and no database. Messages may come in any order within the window; two folds that took
+the same messages say the same at the same instant. A web process that follows keeps one too, so that it can lead
+at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from controlplane.telemetry.buckets import (
+    POINT_GRACE_S,
+    POINT_S,
+    ROLL_UP_GRACE_S,
+    Bucket,
+    Rollup,
+    start_of,
+)
+from controlplane.telemetry.decisions import EventLog, Render
+from controlplane.telemetry.fleet import Fleet, waiting_view
+from controlplane.telemetry.promise import (
+    METRICS,
+    WINDOW_S,
+    Metric,
+    PromiseWindow,
+    breaks,
+    budget_left,
+    burn_rate,
+    objective_of,
+    replay,
+)
+from controlplane.telemetry.schema import ClassLive, LiveSnapshot, Point, Verdict
+from controlplane.telemetry.sketch import values
+from controlplane.telemetry.totals import Totals
+from controlplane.telemetry.windows import SlidingSum
+from scheduler_worker.core.policy import ClassPolicy, Policy
+from scheduler_worker.protocol.keys import GATEWAY_LEASE_S
+from scheduler_worker.protocol.messages import (
+    GatewayTelemetry,
+    LatencySample,
+    RunningRow,
+    WorkerInfo,
+    WorkerTelemetry,
+)
+
+REQUEST_RATE_S: Final = 60.0
+MAX_POINTS: Final = 360
+NUM_COLORS: Final = 6
+
+
+@dataclass(frozen=True, slots=True)
+class _Broken:
+    class_id: str
+    rank: int
+    metric: Metric
+    since: float
+    burn: float
+
+
+class TelemetryFold:
+    """What one pool's telemetry says. `render` puts an event into words."""
+
+    def __init__(self, render: Render) -> None:
+        self.totals = Totals()
+        self.points: list[Point] = []
+        self.fleet = Fleet()
+        self.policy: Policy | None = None
+        self.policy_version: int | None = None
+        self._log = EventLog(render)
+        self._windows: dict[str, PromiseWindow] = {}
+        self._colors: dict[str, int] = {}
+        self._gateways: dict[str, float] = {}
+        self._open: dict[float, Bucket] = {}
+        self._pointed_to = -math.inf
+        self._rolled_to = -math.inf
+        self._finished = SlidingSum(REQUEST_RATE_S)
+        self._met = SlidingSum(REQUEST_RATE_S)
+        self._refused: dict[str, SlidingSum] = {}
+        self._heard_since: float | None = None
+        self._budget: Mapping[str, tuple[int, int]] = {}
+        self._budget_to = -math.inf
+        self._after_budget: dict[float, Bucket] = {}
+
+    # What comes in
+
+    def set_policy(self, version: int, policy: Policy, colors: Mapping[str, int] | None = None) -> None:
+        """The live policy. `colors` are the classes' permanent indices; without them, the order of appearance."""
+        self.policy_version, self.policy = version, policy
+        self._colors.update(colors or {})
+        for one in policy.classes:
+            self._colors.setdefault(one.id, len(self._colors) % NUM_COLORS)
+            if window := self._windows.get(one.id):
+                window.set_policy(one)
+            else:
+                self._windows[one.id] = PromiseWindow(one)
+        self._windows = {one.id: self._windows[one.id] for one in policy.classes}
+
+    def set_workers(self, infos: Mapping[str, WorkerInfo], leases: Mapping[str, float]) -> None:
+        """What the workers announced under their own keys, and when their leases end."""
+        self.fleet.set_known(infos, leases)
+
+    def set_budget(self, ended: Mapping[str, tuple[int, int]], through: float) -> None:
+        """Requests of the last 30 days by class, and the late ones, in the intervals that began before `through`."""
+        self._budget, self._budget_to = ended, through
+        self._after_budget = {start: one for start, one in self._after_budget.items() if start >= through}
+
+    def restore(self, rollups: Iterable[Rollup], before: float) -> None:
+        """Take up history from stored intervals, oldest first, of those that began before `before`."""
+        known = [one for one in rollups if one.started_at < before]
+        self.points = [one.point for one in known][-MAX_POINTS:]
+        if not known:
+            return
+        last = known[-1].started_at + POINT_S
+        self._pointed_to = self._rolled_to = last
+        self._heard_since = known[0].started_at
+        for class_id, window in self._windows.items():
+            self._restore_class(class_id, window, known, last)
+
+    @staticmethod
+    def _restore_class(class_id: str, window: PromiseWindow, known: list[Rollup], last: float) -> None:
+        rows = [(one.started_at, row) for one in known for row in one.classes if row.class_id == class_id]
+        counted = [(start + POINT_S, row.counts) for start, row in rows]
+        window.breakage.since = replay(counted, window.policy.slo.target)
+        for start, row in rows:
+            if start + POINT_S > last - WINDOW_S:
+                counts = row.counts
+                window.restore(
+                    start + POINT_S / 2, values(row.ttft), values(row.tpot), counts.num, counts.num_late
+                )
+
+    def take(self, message: GatewayTelemetry | WorkerTelemetry) -> None:
+        """Take one message of the stream."""
+        self._heard_since = min(self._heard_since or math.inf, message.at - message.interval_s)
+        if isinstance(message, WorkerTelemetry):
+            self._take_worker(message)
+        else:
+            self._take_gateway(message)
+
+    def _take_worker(self, message: WorkerTelemetry) -> None:
+        self.fleet.take(message)
+        self._bucket(message.at).add_worker(message, self._resolve)
+        self._log.take(message.worker, message.events)
+        self.totals.take_worker(message)
+
+    def _take_gateway(self, message: GatewayTelemetry) -> None:
+        self._gateways[message.gateway] = max(message.at, self._gateways.get(message.gateway, message.at))
+        self._bucket(message.at).add_gateway(message, self._resolve)
+        for class_id, num in message.refused.items():
+            if one := self._resolve(class_id):
+                self._refused.setdefault(one.id, SlidingSum(WINDOW_S)).add(message.at, num)
+        for sample in message.first_tokens:
+            self._take_first_token(sample)
+        for sample in message.finished:
+            self._take_finished(sample)
+        self._log.take(message.gateway, message.events)
+        self.totals.take_gateway(message)
+
+    def _take_first_token(self, sample: LatencySample) -> None:
+        if one := self._resolve(sample.class_id):
+            self._windows[one.id].add_first_token(sample)
+            self._bucket(sample.at).add_first_token(sample, one)
+
+    def _take_finished(self, sample: LatencySample) -> None:
+        one = self._resolve(sample.class_id)
+        if one is None:
+            return
+        self._windows[one.id].add_finished(sample)
+        self._bucket(sample.at).add_finished(sample, one)
+        self._finished.add(sample.at, 1)
+        self._met.add(sample.at, bool(sample.met))
+
+    def _resolve(self, class_id: str) -> ClassPolicy | None:
+        """The class that serves an id today; None for one that the policy does not know."""
+        if self.policy is None:
+            return None
+        try:
+            return self.policy.find(class_id)
+        except KeyError:
+            return None
+
+    def _bucket(self, at: float) -> Bucket:
+        # What comes after its interval was stored is booked into the oldest open one, so that no request is lost.
+        start = max(start_of(at), self._rolled_to)
+        if start not in self._open:
+            self._open[start] = self._after_budget[start] = Bucket(start)
+        return self._open[start]
+
+    # What time does
+
+    def tick(self, now: float) -> tuple[Point, ...]:
+        """Move every window's end to `now`; returns the points that closed. To be called about once a second."""
+        self.fleet.move_to(now)
+        self._log.move_to(now)
+        for window in self._windows.values():
+            window.judge(now)
+        return self._close_points(now)
+
+    def _close_points(self, now: float) -> tuple[Point, ...]:
+        starts = [start for start in self._open if self._pointed_to <= start <= now - POINT_S - POINT_GRACE_S]
+        closed = tuple(self._open[start].point() for start in sorted(starts))
+        if closed:
+            self._pointed_to = closed[-1].at
+            self.points = [*self.points, *closed][-MAX_POINTS:]
+        return closed
+
+    def close_rollups(self, now: float) -> tuple[Rollup, ...]:
+        """The intervals that are complete by now, oldest first; each is returned once."""
+        starts = sorted(start for start in self._open if start <= now - POINT_S - ROLL_UP_GRACE_S)
+        rollups = tuple(self._open.pop(start).rollup() for start in starts)
+        if rollups:
+            self._rolled_to = rollups[-1].started_at + POINT_S
+        return rollups
+
+    # What comes out
+
+    def snapshot(self, now: float, number: int) -> LiveSnapshot:
+        """Everything the page shows at `now`, without new points: each consumer adds those that it has not sent."""
+        for window in self._windows.values():
+            window.judge(now)
+        classes, workers = self._classes(now), self.fleet.workers(now)
+        present = [worker for worker in workers if worker.state != "gone"]
+        limits = [worker.batch_limit for worker in present]
+        return LiveSnapshot(
+            at=now,
+            number=number,
+            policy_version=self.policy_version,
+            num_workers=len(present),
+            num_workers_on_policy=sum(worker.policy_version == self.policy_version for worker in present),
+            gateways_at=self._gateways_at(now),
+            workers_at=self.fleet.heard_at(),
+            devices_at=self.fleet.devices_at(),
+            verdict=self._verdict(classes, len(present), now),
+            classes=classes,
+            workers=workers,
+            tokens_per_s=sum(one.tokens_per_s for one in classes),
+            goodput_rps=self._request_rate(self._met, now),
+            finished_rps=self._request_rate(self._finished, now),
+            step_p50_s=self.fleet.step_s("p50"),
+            step_p99_s=self.fleet.step_s("p99"),
+            batch_limit=sum(limits) / len(limits) if limits else None,
+            num_running=sum(worker.num_running for worker in present),
+            num_waiting=sum(one.waiting.num for one in classes),
+            num_parked=sum(one.num_parked for one in classes),
+            num_slots=sum(limits),
+            limit_changes=self._log.limit_changes(),
+            decisions=self._log.decisions(),
+        )
+
+    def _gateways_at(self, now: float) -> float | None:
+        """The oldest word of the gateways that still live: figures are as old as the source that lags behind."""
+        alive = [at for at in self._gateways.values() if now - at <= GATEWAY_LEASE_S]
+        return min(alive) if alive else max(self._gateways.values(), default=None)
+
+    def _request_rate(self, one: SlidingSum, now: float) -> float | None:
+        return one.rate(now, self._heard_since) if self._gateways else None
+
+    def _classes(self, now: float) -> tuple[ClassLive, ...]:
+        if self.policy is None:
+            return ()
+        context = _Context(self, now)
+        return tuple(context.live(one) for one in sorted(self.policy.classes, key=lambda one: one.rank))
+
+    def _ended_in_budget(self, class_id: str) -> tuple[int, int]:
+        num, num_late = self._budget.get(class_id, (0, 0))
+        for bucket in self._after_budget.values():
+            for ended_class, more, more_late in bucket.ended():
+                if ended_class == class_id:
+                    num, num_late = num + more, num_late + more_late
+        return num, num_late
+
+    # The verdict
+
+    def _verdict(self, classes: tuple[ClassLive, ...], num_workers: int, now: float) -> Verdict:
+        if not num_workers:
+            return Verdict(kind="no_worker")
+        if broken := self._broken():
+            return self._broken_verdict(broken, now)
+        busy = any(one.waiting.num or one.num_running or one.num_parked for one in classes)
+        seen = any(one.ttft.num or one.tpot.num or one.num_finished for one in classes)
+        return self._kept_verdict() if busy or seen else Verdict(kind="no_traffic")
+
+    def _broken(self) -> list[_Broken]:
+        """Broken halves, the one that burns its budget fastest first."""
+        broken = [
+            _Broken(class_id, window.policy.rank, metric, since, _burn(window, metric))
+            for class_id, window in self._windows.items()
+            for metric, since in window.breakage.since.items()
+        ]
+        return sorted(broken, key=lambda one: (-one.burn, one.rank, one.metric != "ttft"))
+
+    def _broken_verdict(self, broken: list[_Broken], now: float) -> Verdict:
+        assert self.policy is not None
+        worst = broken[0]
+        num, num_late = _blamed_counts(self._windows[worst.class_id], worst.metric)
+        where = (worst.class_id, worst.metric, worst.since, now)
+        return Verdict(
+            kind="broken",
+            class_id=worst.class_id,
+            metric=worst.metric,
+            since=worst.since,
+            num_late=num_late,
+            num_requests=num,
+            attainment=1 - num_late / num if num else None,
+            num_more=len(broken) - 1,
+            causes=self._log.causes(*where),
+            rule_path=self._log.rule_path(*where, self.policy),
+        )
+
+    def _kept_verdict(self) -> Verdict:
+        """Kept; names the half whose governing percentile is nearest its objective."""
+        pairs = [(window, metric) for window in self._windows.values() for metric in METRICS]
+        window, metric = max(pairs, key=lambda pair: pair[0].closeness(pair[1]))
+        if window.closeness(metric) == -math.inf:
+            return Verdict(kind="kept")
+        state = window.state(metric)
+        return Verdict(
+            kind="kept",
+            class_id=window.policy.id,
+            metric=metric,
+            num_late=state.num_late,
+            num_requests=state.num_requests,
+            attainment=state.attainment,
+        )
+
+
+def _blamed_counts(window: PromiseWindow, metric: Metric) -> tuple[int, int]:
+    """(samples, late ones): of the half itself where it misses the target alone, else of both together."""
+    counts, target = window.counts(), window.policy.slo.target
+    if not breaks(*counts.of(metric), target) and breaks(counts.num, counts.num_late, target):
+        return counts.num, counts.num_late
+    return counts.of(metric)
+
+
+def _burn(window: PromiseWindow, metric: Metric) -> float:
+    return burn_rate(*_blamed_counts(window, metric), window.policy.slo.target) or 0.0
+
+
+class _Context:
+    """What all classes of one snapshot share."""
+
+    def __init__(self, fold: TelemetryFold, now: float) -> None:
+        assert fold.policy is not None
+        self.fold, self.now, self.policy = fold, now, fold.policy
+        self.mirror = fold.fleet.mirror(now)
+        self.service = fold.fleet.service(now)
+        self.tokens = fold.fleet.tokens_per_s(now)
+        self.weights = sum(one.weight for one in fold.policy.classes)
+        self.rows: dict[str, list[RunningRow]] = {}
+        for row in fold.fleet.rows(now):
+            if one := fold._resolve(row.class_id):
+                self.rows.setdefault(one.id, []).append(row)
+
+    def live(self, one: ClassPolicy) -> ClassLive:
+        fold, window, target = self.fold, self.fold._windows[one.id], one.slo.target
+        counts, served = window.counts(), sum(self.service.values())
+        return ClassLive(
+            id=one.id,
+            rank=one.rank,
+            color=fold._colors[one.id],
+            weight=one.weight,
+            objective=objective_of(one),
+            window_s=WINDOW_S,
+            ttft=window.ttft.percentiles(),
+            tpot=window.tpot.percentiles(),
+            ttft_state=window.state("ttft"),
+            tpot_state=window.state("tpot"),
+            attainment=1 - counts.num_late / counts.num if counts.num else None,
+            num_finished=counts.num,
+            num_late=counts.num_late,
+            budget_left=budget_left(*fold._ended_in_budget(one.id), target),
+            burn_rate=burn_rate(counts.num, counts.num_late, target),
+            share_due=one.weight / self.weights,
+            share_got=self.service.get(one.id, 0.0) / served if served else None,
+            waiting=waiting_view(self.mirror.get(one.id)),
+            tokens_per_s=self.tokens.get(one.id, 0.0),
+            num_refused=int(fold._refused[one.id].total(self.now)) if one.id in fold._refused else 0,
+            preemptible=one.preemption.preemptible,
+            **self._on_workers(one.id),
+        )
+
+    def _on_workers(self, class_id: str) -> dict[str, int | float | None]:
+        rows = self.rows.get(class_id, [])
+        parked = [row for row in rows if row.state == "parked"]
+        times = [self.now - row.parked_at for row in parked if row.parked_at is not None]
+        return {
+            "num_running": len(rows) - len(parked),
+            "num_parked": len(parked),
+            "num_parked_by_memory": sum(row.by_memory for row in parked),
+            "longest_parked_s": max(times, default=None),
+        }
