@@ -304,7 +304,13 @@ return {lost, stored}
 """,
 )
 
-RENEW: Final = _script("renew", "renew_lease(ARGV[2], ARGV[3])")
+RENEW: Final = _script(
+    "renew",
+    """
+renew_lease(ARGV[2], ARGV[3])
+return redis.call('HGETALL', CLAIMED_BY .. ARGV[2])
+""",
+)
 
 CANCEL: Final = _script(
     "cancel",

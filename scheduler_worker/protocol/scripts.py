@@ -177,9 +177,9 @@ def publish(pool: str, worker: str, lease_s: float, frames: Mapping[str, Frame])
     return _call(lua.PUBLISH, pool, (worker, lease_s, *pairs), _published)
 
 
-def renew(pool: str, worker: str, lease_s: float) -> Call[None]:
-    """Say that the loop makes progress although it published nothing."""
-    return _call(lua.RENEW, pool, (worker, lease_s), _nothing)
+def renew(pool: str, worker: str, lease_s: float) -> Call[dict[str, int]]:
+    """Say that the loop makes progress although it published nothing; the claims still held, with attempts."""
+    return _call(lua.RENEW, pool, (worker, lease_s), _attempts)
 
 
 def cancel(pool: str, request_id: str) -> Call[CancelOutcome]:
@@ -269,10 +269,6 @@ def _call(script: lua.Script, pool: str, args: tuple[Argument, ...], parse: Call
     return Call(script, (keys.HEADERS.of(pool),), (pool, *args), parse)
 
 
-def _nothing(reply: Any) -> None:
-    return None
-
-
 def _pairs(flat: Sequence[Any]) -> dict[Any, Any]:
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
@@ -284,6 +280,10 @@ def _reserved(reply: Any) -> Reserved:
 
 def _arrival_number(reply: Any) -> int | None:
     return None if reply is None else int(reply)
+
+
+def _attempts(reply: Any) -> dict[str, int]:
+    return {request_id.decode(): int(attempt) for request_id, attempt in _pairs(reply).items()}
 
 
 def _claimed(reply: Any) -> tuple[Claimed, ...]:

@@ -286,6 +286,21 @@ class TestPublish:
         assert pool.run(scripts.requeue_expired(POOL)) == ()
 
 
+class TestRenew:
+    def test_it_tells_which_claims_are_still_held(self, pool: Pool) -> None:
+        pool.enqueue("a")
+        pool.enqueue("b")
+        pool.claim("w1", "a", "b")
+        pool.run(scripts.release(POOL, "w1", ["a"]))
+        assert pool.run(scripts.renew(POOL, "w1", 5.0)) == {"b": 0}
+
+    def test_it_keeps_the_claims_from_being_requeued(self, pool: Pool) -> None:
+        pool.enqueue("a")
+        pool.claim("w1", "a", lease_s=-1.0)
+        pool.run(scripts.renew(POOL, "w1", 5.0))
+        assert pool.run(scripts.requeue_expired(POOL)) == ()
+
+
 class TestCancel:
     def test_a_waiting_request_ends_at_once(self, pool: Pool) -> None:
         pool.enqueue("a")
