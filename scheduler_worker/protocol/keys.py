@@ -82,7 +82,10 @@ TELEMETRY: Final = KeySpec(
     "{{tg:{0}}}:telemetry", "stream", "WorkerTelemetry and GatewayTelemetry", "worker, gateway", "trimmed to 2,000"
 )
 TELEMETRY_LEADER: Final = KeySpec(
-    "{{tg:{0}}}:telemetry-leader", "string", "the web process that folds telemetry", "telemetry", "3 s, renewed"
+    "{{tg:{0}}}:telemetry-leader", "string", "the web process that folds telemetry", "telemetry", "2.5 s, renewed"
+)
+TELEMETRY_WATCHED: Final = KeySpec(
+    "{{tg:{0}}}:telemetry-watched", "string", "someone looks at the live page", "telemetry", "10 s, renewed"
 )
 ARRIVALS: Final = KeySpec(
     "{{tg:{0}}}:arrivals", "stream", "compact arrivals, refused ones too, for what-if", "gateway", "trimmed to 200,000"
@@ -108,5 +111,6 @@ TABLE: Final[tuple[KeySpec, ...]] = (
     WORKER_CONTROL,
     TELEMETRY,
     TELEMETRY_LEADER,
+    TELEMETRY_WATCHED,
     ARRIVALS,
 )
