@@ -1,0 +1,280 @@
+"""Attention by torch's scaled_dot_product_attention over gathered blocks: runs anywhere.
+
+One-token rows are computed in groups of similar context length whose keys and values fit the processor's
+cache; each longer chunk by itself over its own context. No mask spans more than one group or one chunk.
+Query heads that share a key head are folded into the query's length (one token) or the batch (chunks), so
+nothing is repeated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from scheduler_worker.engine.attention.base import AttentionBatch, IntArray, LayerSpec, TableArray
+from scheduler_worker.engine.kv_cache import KVCache
+
+_GROUP_BYTES: Final = {"cpu": 768 << 10, "cuda": 1 << 30}
+"""Gathered keys and values of one group: what stays in a core's second-level cache."""
+_MAX_PADDING: Final = 0.25
+"""Share of a group's gathered tokens that may be padding, once a group has more than `_SMALL_CONTEXT` tokens
+a row."""
+_SMALL_CONTEXT: Final = 64
+
+
+@dataclass(slots=True)
+class _DecodeGroup:
+    """Consecutive one-token rows; `blocks` `[rows × blocks]`, `mask` `[rows, 1, 1, tokens]` added to the
+    scores."""
+
+    first: int
+    last: int
+    num_tokens: int
+    blocks: torch.Tensor
+    mask: torch.Tensor
+
+
+@dataclass(slots=True)
+class _PrefillChunk:
+    """One row of several tokens, `first` to `last` of the packed input, over the context `from_position` to
+    `length`.
+
+    `mask` `[tokens, context]` is True where a query may look; None for plain causal attention to itself.
+    """
+
+    first: int
+    last: int
+    num_context: int
+    blocks: torch.Tensor | None
+    mask: torch.Tensor | None
+
+
+@dataclass(slots=True)
+class _WindowPlan:
+    """What one step needs for the layers that share a window."""
+
+    groups: list[_DecodeGroup]
+    chunks: list[_PrefillChunk]
+
+
+class SdpaBackend:
+    """See the module's text."""
+
+    name = "sdpa"
+
+    def __init__(
+        self, cache: KVCache, layers: tuple[LayerSpec, ...], device: torch.device, max_model_len: int
+    ) -> None:
+        self._cache = cache
+        self._block_size = cache.shape.block_size
+        self._max_tokens = -(-max_model_len // self._block_size) * self._block_size
+        self._ramp = torch.zeros(2 * self._max_tokens, dtype=cache.shape.dtype, device=device)
+        self._ramp[self._max_tokens :] = -torch.inf
+        self._layers = layers
+        self._device = device
+        self._windows = tuple(dict.fromkeys(layer.window for layer in layers))
+        self._plans: dict[int | None, _WindowPlan] = {}
+        self._num_decode_rows = 0
+        self._num_tokens = 0
+        self._write_index = torch.empty(0, dtype=torch.int64)
+        token_bytes = cache.shape.block_bytes // (cache.shape.num_layers * cache.shape.block_size)
+        self._group_tokens = max(1, _GROUP_BYTES[device.type] // token_bytes)
+
+    def plan(self, batch: AttentionBatch) -> None:
+        self._write_index = batch.write_index
+        self._num_decode_rows = batch.num_decode_rows
+        self._num_tokens = int(batch.offsets[-1])
+        self._plans = {window: self._window_plan(batch, window) for window in self._windows}
+
+    def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        spec = self._layers[layer]
+        plan = self._plans[spec.window]
+        self._cache.write(layer, self._write_index, key, value)
+        if len(plan.groups) == 1 and not plan.chunks:
+            return self._attend_group(layer, spec, plan.groups[0], query)
+        parts = [
+            self._attend_group(layer, spec, group, query[group.first : group.last]) for group in plan.groups
+        ]
+        for chunk in plan.chunks:
+            rows = slice(chunk.first, chunk.last)
+            parts.append(self._attend_chunk(layer, spec, chunk, query[rows], key[rows], value[rows]))
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _window_plan(self, batch: AttentionBatch, window: int | None) -> _WindowPlan:
+        groups = self._decode_groups(batch, window) if batch.num_decode_rows else []
+        rows = range(batch.num_decode_rows, batch.num_rows)
+        return _WindowPlan(groups, [self._prefill_chunk(batch, row, window) for row in rows])
+
+    def _decode_groups(self, batch: AttentionBatch, window: int | None) -> list[_DecodeGroup]:
+        num_rows = batch.num_decode_rows
+        lengths = batch.lengths[:num_rows]
+        spans = lengths if window is None else np.minimum(lengths, window)
+        bounds = _group_bounds(spans.tolist(), self._group_tokens)
+        return [self._decode_group(batch, first, last, window) for first, last in bounds]
+
+    def _decode_group(self, batch: AttentionBatch, first: int, last: int, window: int | None) -> _DecodeGroup:
+        lengths = batch.lengths[first:last]
+        longest = int(lengths[-1])
+        if window is None or longest <= window:
+            num_blocks = (longest - 1) // self._block_size + 1
+            blocks = batch.block_tables[batch.slots[first:last], :num_blocks]
+            mask = self._length_mask(lengths, num_blocks * self._block_size)
+        else:
+            blocks, mask = self._windowed(batch, first, last, window)
+        return _DecodeGroup(
+            first=first,
+            last=last,
+            num_tokens=blocks.shape[1] * self._block_size,
+            blocks=torch.from_numpy(blocks.reshape(-1)).to(self._device),
+            mask=mask[:, None, None, :],
+        )
+
+    def _length_mask(self, lengths: IntArray, num_tokens: int) -> torch.Tensor:
+        """`[rows, num_tokens]`: 0 where a row has context, -inf behind it; rows are windows of one long
+        ramp."""
+        shift = torch.from_numpy(self._max_tokens - lengths).to(self._device)
+        return self._ramp.unfold(0, num_tokens, 1).index_select(0, shift)
+
+    def _windowed(
+        self, batch: AttentionBatch, first: int, last: int, window: int
+    ) -> tuple[TableArray, torch.Tensor]:
+        """Block ids and mask of the blocks that hold each row's latest `window` tokens."""
+        lengths = batch.lengths[first:last]
+        seen_from = np.maximum(lengths - window, 0)
+        first_block = seen_from // self._block_size
+        num_blocks = int(((lengths - 1) // self._block_size - first_block).max()) + 1
+        columns = first_block[:, None] + np.arange(num_blocks)
+        width = batch.block_tables.shape[1]
+        found = batch.block_tables[batch.slots[first:last, None], np.minimum(columns, width - 1)]
+        blocks = np.where(columns < width, found, np.int32(self._cache.null_block))
+        positions = (first_block * self._block_size)[:, None] + np.arange(num_blocks * self._block_size)
+        hidden = (positions >= lengths[:, None]) | (positions < seen_from[:, None])
+        mask = torch.zeros(hidden.shape, dtype=self._cache.shape.dtype)
+        mask.masked_fill_(torch.from_numpy(hidden), -torch.inf)
+        return blocks, mask.to(self._device)
+
+    def _prefill_chunk(self, batch: AttentionBatch, row: int, window: int | None) -> _PrefillChunk:
+        first, last = int(batch.offsets[row]), int(batch.offsets[row + 1])
+        start, length = int(batch.starts[row]), int(batch.lengths[row])
+        if start == 0:
+            fits = window is None or length <= window
+            mask = None if fits else _causal_mask(0, length, 0, window, self._device)
+            return _PrefillChunk(first, last, length, None, mask)
+        block_size = self._block_size
+        seen_from = 0 if window is None else max(start - window + 1, 0)
+        first_block = seen_from // block_size
+        table = batch.block_tables[batch.slots[row], first_block : (length - 1) // block_size + 1]
+        origin = first_block * block_size
+        return _PrefillChunk(
+            first=first,
+            last=last,
+            num_context=length - origin,
+            blocks=torch.from_numpy(table).to(self._device),
+            mask=_causal_mask(start, length, origin, window, self._device),
+        )
+
+    def _attend_group(
+        self, layer: int, spec: LayerSpec, group: _DecodeGroup, query: torch.Tensor
+    ) -> torch.Tensor:
+        num_rows = group.last - group.first
+        grouped = query.reshape(num_rows, spec.num_kv_heads, -1, spec.key_dim)
+        keys, values = self._gather(layer, group.blocks, num_rows, group.num_tokens)
+        out = _attention(spec, grouped, keys, values, group.mask)
+        return out.reshape(num_rows, spec.num_heads, spec.value_dim)
+
+    def _attend_chunk(
+        self,
+        layer: int,
+        spec: LayerSpec,
+        chunk: _PrefillChunk,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+    ) -> torch.Tensor:
+        if chunk.blocks is None:
+            keys, values = key.transpose(0, 1)[None], value.transpose(0, 1)[None]
+        else:
+            keys, values = self._gather(layer, chunk.blocks, 1, -1)
+            keys, values = keys[:, :, : chunk.num_context], values[:, :, : chunk.num_context]
+        num_tokens = chunk.last - chunk.first
+        num_shared = spec.num_heads // spec.num_kv_heads
+        folded = query.reshape(num_tokens, spec.num_kv_heads, num_shared, spec.key_dim).permute(2, 1, 0, 3)
+        keys = keys.expand(num_shared, -1, -1, -1)
+        values = values.expand(num_shared, -1, -1, -1)
+        out = _attention(spec, folded, keys, values, chunk.mask)
+        return out.permute(2, 1, 0, 3).reshape(num_tokens, spec.num_heads, spec.value_dim)
+
+    def _gather(
+        self, layer: int, blocks: torch.Tensor, num_rows: int, num_tokens: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """`[rows, kv_heads, tokens, dim]` keys and values of these blocks."""
+        shape = self._cache.shape
+        keys = self._cache.layer_keys[layer].index_select(0, blocks)
+        values = self._cache.layer_values[layer].index_select(0, blocks)
+        keys = keys.view(num_rows, num_tokens, shape.num_kv_heads, shape.key_dim)
+        values = values.view(num_rows, num_tokens, shape.num_kv_heads, shape.value_dim)
+        return keys.transpose(1, 2), values.transpose(1, 2)
+
+
+def _group_bounds(lengths: list[int], max_tokens: int) -> list[tuple[int, int]]:
+    """Cut ascending context lengths into groups of little padding and at most `max_tokens` gathered
+    tokens."""
+    bounds: list[tuple[int, int]] = []
+    first, total = 0, 0
+    for row, length in enumerate(lengths):
+        count = row - first
+        gathered = (count + 1) * length
+        wasteful = gathered - total - length > _MAX_PADDING * gathered and length > _SMALL_CONTEXT
+        if count and (gathered > max_tokens or wasteful):
+            bounds.append((first, row))
+            first, total = row, 0
+        total += length
+    bounds.append((first, len(lengths)))
+    return bounds
+
+
+def _causal_mask(
+    start: int, length: int, origin: int, window: int | None, device: torch.device
+) -> torch.Tensor:
+    """True where the query at position `start + i` sees the key at `origin + j`."""
+    queries = torch.arange(start, length, device=device)[:, None]
+    keys = torch.arange(origin, length, device=device)
+    visible = keys <= queries
+    return visible if window is None else visible & (keys > queries - window)
+
+
+def _attention(
+    spec: LayerSpec,
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor | None,
+) -> torch.Tensor:
+    """`[batch, heads, queries, dim]`; plain causal when there is no mask."""
+    if spec.softcap is not None:
+        return _softcapped(spec, query, keys, values, mask)
+    return scaled_dot_product_attention(
+        query, keys, values, attn_mask=mask, is_causal=mask is None, scale=spec.scaling
+    )
+
+
+def _softcapped(
+    spec: LayerSpec,
+    query: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    mask: torch.Tensor | None,
+) -> torch.Tensor:
+    """Attention with `softcap × tanh(scores / softcap)`, which the fused kernels do not offer."""
+    assert spec.softcap is not None
+    scores = torch.matmul(query, keys.transpose(-1, -2)) * spec.scaling
+    scores = torch.tanh(scores / spec.softcap) * spec.softcap
+    if mask is None:
+        num_queries = query.shape[-2]
+        mask = torch.ones(num_queries, num_queries, dtype=torch.bool, device=query.device).tril_()
+    scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
+    return torch.matmul(scores.float().softmax(-1).to(values.dtype), values)

@@ -1,0 +1,364 @@
+"""`TorchExecutor`: runs step plans on a transformers model with a paged KV cache.
+
+The life of a step: move blocks (copy out, copy in), place sequences in slots, pack the chunks, plan the
+attention, forward, sample; then, in `collect`, tokens to the host and the report. `launch` does all of the
+first part without waiting for the device; sampled ids stay on it to feed the next step.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+import secrets
+import time
+from collections import deque
+from pathlib import Path
+
+import psutil
+import torch
+
+from scheduler_worker.core.plan import Capacity, Chunk, StepPlan, SwapIn
+from scheduler_worker.engine.attention.base import AttentionBackend, LayerSpec
+from scheduler_worker.engine.attention.sdpa import SdpaBackend
+from scheduler_worker.engine.batch import PackedBatch, Row, pack
+from scheduler_worker.engine.block_tables import BlockTables
+from scheduler_worker.engine.checkpoints import CheckpointStore, DiskCheckpoints, MemoryCheckpoints
+from scheduler_worker.engine.errors import CheckpointDamaged, SettingsError
+from scheduler_worker.engine.inspection import check_logits, check_tokens, inspect_model, refuse_if_different
+from scheduler_worker.engine.kv_cache import KVCache, kv_shape
+from scheduler_worker.engine.loading import LoadedModel, fingerprint
+from scheduler_worker.engine.outputs import NOT_FINITE, LaunchedStep, filled_blocks, step_rows
+from scheduler_worker.engine.runner import ModelRunner
+from scheduler_worker.engine.sampling import Sampled, Sampler, why_invalid
+from scheduler_worker.engine.sequences import EngineSequence, new_sequence
+from scheduler_worker.engine.settings import EngineSettings
+from scheduler_worker.executor import ExecutorInfo, OutOfMemory, SequenceInput, StepOutput
+from scheduler_worker.protocol.messages import SamplingParams
+
+logger = logging.getLogger(__name__)
+
+
+class TorchExecutor:
+    """The engine's `Executor`. All calls come from one thread."""
+
+    def __init__(self, loaded: LoadedModel, settings: EngineSettings) -> None:
+        model = loaded.model
+        self._loaded = loaded
+        self._device = model.device
+        own_logits = check_logits(model) if settings.self_check else None
+        layers = inspect_model(model, loaded.name)
+        self._max_model_len = _max_model_len(loaded, settings)
+        shape = kv_shape(layers, settings, model.dtype, self._device, self._max_model_len)
+        self._max_model_len = min(self._max_model_len, shape.num_blocks * shape.block_size)
+        self._cache = KVCache(shape, self._device)
+        self._tables = BlockTables(
+            settings.num_slots, -(-self._max_model_len // shape.block_size), self._cache.null_block
+        )
+        self._backend = _backend(settings, self._cache, layers, self._device, self._max_model_len)
+        self._runner = ModelRunner(model, self._backend)
+        self._sampler = Sampler(settings.num_slots, loaded.vocab_size, self._device)
+        self._checkpoints = _checkpoints(settings, self._cache, loaded)
+        self._num_swap_blocks = settings.swap_bytes // shape.block_bytes
+        self._num_slots = settings.num_slots
+        self._last_ids = torch.zeros(settings.num_slots, dtype=torch.int64, device=self._device)
+        self._sequences: dict[str, EngineSequence] = {}
+        self._launched: deque[LaunchedStep] = deque()
+        if own_logits is not None:
+            self._check_against(own_logits)
+        logger.info("engine ready: %s", self.info)
+
+    @property
+    def capacity(self) -> Capacity:
+        return Capacity(
+            num_slots=self._num_slots,
+            num_blocks=self._cache.shape.num_blocks,
+            block_size=self._cache.shape.block_size,
+            max_model_len=self._max_model_len,
+            max_in_flight_steps=2 if self._device.type == "cuda" else 1,
+            num_swap_blocks=self._num_swap_blocks,
+        )
+
+    @property
+    def info(self) -> ExecutorInfo:
+        model = self._loaded.model
+        return ExecutorInfo(
+            model=self._loaded.name,
+            device=str(self._device),
+            device_name=_device_name(self._device),
+            dtype=str(model.dtype).removeprefix("torch."),
+            attention_backend=self._backend.name,
+            memory_total_bytes=_memory_total_bytes(self._device),
+            weights_bytes=sum(parameter.nbytes for parameter in model.parameters()),
+            kv_cache_bytes=self._cache.num_bytes,
+        )
+
+    def add(self, sequence: SequenceInput) -> None:
+        """Make a sequence known. One that cannot be computed is kept with the reason, and its rows fail
+        alone."""
+        error = self._why_impossible(sequence)
+        seed = sequence.sampling.seed
+        self._sequences[sequence.seq_id] = new_sequence(
+            sequence,
+            seed=(secrets.randbits(64) if seed is None else seed) & 0xFFFF_FFFF_FFFF_FFFF,
+            eos_token_ids=self._loaded.eos_token_ids,
+            error=error,
+        )
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan) -> None:
+        """Start a plan. Raises `OutOfMemory` with everything as it was before, steps launched earlier
+        included."""
+        step = LaunchedStep(plan, [], {})
+        self._tables.start_step()
+        try:
+            self._start(step)
+        except (RuntimeError, MemoryError) as error:
+            self._undo(step)
+            if _is_out_of_memory(error):
+                raise OutOfMemory(f"no memory for step {plan.step}: {error}") from error
+            raise
+        for swap_in in plan.swap_ins:
+            self._checkpoints.forget(swap_in.seq_id)
+        self._launched.append(step)
+
+    def ready(self) -> bool:
+        """Whether `collect` would return without waiting."""
+        if not self._launched:
+            return False
+        timing = self._launched[0].timing
+        return timing is None or timing[1].query()
+
+    @torch.inference_mode()
+    def collect(self) -> StepOutput:
+        """The output of the oldest launched step; waits for it."""
+        step = self._launched.popleft()
+        if step.timing is not None:
+            step.timing[1].synchronize()
+        rows = step_rows(step)
+        for _, sequence, chunk in step.rows:
+            sequence.num_pending -= chunk.samples
+        for _, sequence, chunk in step.broken:
+            self._contain(sequence, chunk)
+        return StepOutput(
+            step=step.plan.step,
+            rows=rows,
+            duration_s=step.duration_s(),
+            forward_s=step.forward_s,
+            filled_blocks=filled_blocks(step, self._cache.shape.block_size),
+        )
+
+    def remove(self, seq_id: str) -> None:
+        """Forget a sequence that no outstanding plan names. Unknown ids are ignored."""
+        sequence = self._sequences.pop(seq_id, None)
+        if sequence is not None:
+            self._tables.vacate(sequence)
+        self._checkpoints.forget(seq_id)
+
+    def close(self) -> None:
+        """Release the device."""
+        self._launched.clear()
+        self._sequences.clear()
+        self._checkpoints.close()
+
+    def _start(self, step: LaunchedStep) -> None:
+        started = time.perf_counter()
+        self._move_blocks(step.plan)
+        self._stage_chunks(step)
+        if step.rows:
+            self._compute(step)
+        step.host_s = time.perf_counter() - started
+
+    def _move_blocks(self, plan: StepPlan) -> None:
+        for swap_out in plan.swap_outs:
+            sequence = self._sequences.get(swap_out.seq_id)
+            if sequence is not None:
+                self._checkpoints.save(sequence, swap_out.blocks)
+                self._tables.vacate(sequence)
+        for seq_id in plan.evicted:
+            sequence = self._sequences.get(seq_id)
+            if sequence is not None:
+                self._tables.vacate(sequence)
+        for swap_in in plan.swap_ins:
+            self._swap_in(swap_in)
+
+    def _swap_in(self, swap_in: SwapIn) -> None:
+        sequence = self._sequences.get(swap_in.seq_id)
+        if sequence is None:
+            return
+        try:
+            self._checkpoints.load(sequence, swap_in.blocks)
+        except CheckpointDamaged as error:
+            sequence.error = str(error)
+            return
+        self._occupy(sequence, swap_in.slot, swap_in.blocks)
+
+    def _occupy(self, sequence: EngineSequence, slot: int, blocks: tuple[int, ...]) -> None:
+        self._tables.place(sequence, slot, blocks)
+        self._sampler.occupy(slot, sequence)
+
+    def _stage_chunks(self, step: LaunchedStep) -> None:
+        sequences = self._sequences
+        for place, chunk in enumerate(step.plan.chunks):
+            sequence = sequences.get(chunk.seq_id)
+            error = _UNKNOWN if sequence is None else sequence.error or self._place(sequence, chunk)
+            if error or sequence is None:
+                step.failed[place] = error or _UNKNOWN
+            else:
+                sequence.num_pending += chunk.samples
+                step.rows.append((place, sequence, chunk))
+
+    def _place(self, sequence: EngineSequence, chunk: Chunk) -> str | None:
+        """Give the chunk's sequence its slot and blocks; returns why that is impossible, or None."""
+        end = chunk.start + chunk.num_tokens
+        if end > len(sequence.tokens) + sequence.num_pending:
+            return f"the plan asks for {end} tokens of {chunk.seq_id}, which has {len(sequence.tokens)}"
+        if chunk.first:
+            self._occupy(sequence, chunk.slot, chunk.new_blocks)
+        elif sequence.slot != chunk.slot:
+            return f"{chunk.seq_id} is planned in slot {chunk.slot}, but is in {sequence.slot}"
+        elif chunk.new_blocks:
+            self._tables.append(sequence, chunk.new_blocks)
+        if end > len(sequence.blocks) * self._cache.shape.block_size:
+            return f"{len(sequence.blocks)} blocks do not hold the {end} tokens of {chunk.seq_id}"
+        return None
+
+    def _compute(self, step: LaunchedStep) -> None:
+        timing = self._start_timing()
+        batch = self._pack(step.rows)
+        if batch.fed_positions:
+            self._feed(batch)
+        self._runner.plan(batch.attention)
+        logits = self._runner.forward(batch.input_ids, batch.position_ids, batch.last_tokens)
+        sampled = self._sampler.sample(logits, batch.sampling)
+        step.forward_s = self._runner.forward_s if timing is None else 0.0
+        step.sampled = sampled if timing is None else self._leave_on_device(batch, sampled)
+        if timing is not None:
+            timing[1].record()
+        step.timing = timing
+
+    def _pack(self, rows: list[Row]) -> PackedBatch:
+        return pack(rows, self._tables.table, self._cache.shape.block_size, self._device)
+
+    def _start_timing(self) -> tuple[torch.cuda.Event, torch.cuda.Event] | None:
+        if self._device.type != "cuda":
+            return None
+        started, done = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        started.record()
+        return started, done
+
+    def _feed(self, batch: PackedBatch) -> None:
+        """Fill in the tokens that earlier steps left on the device."""
+        places = torch.tensor(batch.fed_positions, device=self._device)
+        slots = torch.tensor(batch.fed_slots, device=self._device)
+        batch.input_ids[0, places] = self._last_ids[slots]
+
+    def _leave_on_device(self, batch: PackedBatch, sampled: Sampled) -> Sampled:
+        """Keep sampled ids for the next step and start their way to the host."""
+        slots = torch.from_numpy(batch.sampling.slots).pin_memory().to(self._device, non_blocking=True)
+        self._last_ids.index_copy_(0, slots, sampled.ids)
+        return sampled.to_host()
+
+    def _contain(self, sequence: EngineSequence, chunk: Chunk) -> None:
+        """A row with broken logits: its sequence is over, and what it wrote must not reach others as
+        padding."""
+        sequence.error = NOT_FINITE
+        block_size = self._cache.shape.block_size
+        last_block = -(-(chunk.start + chunk.num_tokens) // block_size)
+        self._cache.scrub(sequence.blocks[chunk.start // block_size : last_block])
+
+    def _undo(self, step: LaunchedStep) -> None:
+        for _, sequence, chunk in step.rows:
+            sequence.num_pending -= chunk.samples
+        for sequence in self._tables.undo_step():
+            if sequence.slot is not None:
+                self._sampler.occupy(sequence.slot, sequence)
+
+    def _why_impossible(self, sequence: SequenceInput) -> str | None:
+        num_tokens, vocab_size = len(sequence.token_ids), self._loaded.vocab_size
+        if num_tokens == 0:
+            return "the prompt is empty"
+        if num_tokens > self._max_model_len:
+            return f"{num_tokens} tokens do not fit the context of {self._max_model_len}"
+        if min(sequence.token_ids) < 0 or max(sequence.token_ids) >= vocab_size:
+            return f"a token id is outside the vocabulary of {vocab_size}"
+        return why_invalid(sequence.sampling, vocab_size)
+
+    @torch.inference_mode()
+    def _check_against(self, own_logits: torch.Tensor) -> None:
+        """Refuse a model whose logits with the paged attention are not its own."""
+        ids = check_tokens(self._loaded.model)[0].tolist()
+        num_blocks = -(-len(ids) // self._cache.shape.block_size)
+        if num_blocks > self._cache.shape.num_blocks:
+            return
+        sequence = new_sequence(_probe(ids), 0, frozenset(), None)
+        blocks = tuple(range(num_blocks))
+        self._tables.place(sequence, 0, blocks)
+        half = len(ids) // 2
+        for chunk in (Chunk("", 0, 0, half, False), Chunk("", 0, half, len(ids) - half, True)):
+            batch = self._pack([(0, sequence, chunk)])
+            self._runner.plan(batch.attention)
+            logits = self._runner.forward(batch.input_ids, batch.position_ids, batch.last_tokens)
+        self._tables.vacate(sequence)
+        self._cache.scrub(list(blocks))
+        refuse_if_different(own_logits, logits[0].float(), self._loaded.name)
+
+
+_UNKNOWN = "the engine does not know this sequence"
+
+
+def _probe(ids: list[int]) -> SequenceInput:
+    return SequenceInput("", ids, len(ids), SamplingParams())
+
+
+def _max_model_len(loaded: LoadedModel, settings: EngineSettings) -> int:
+    wanted = settings.max_model_len or loaded.max_position
+    if wanted > loaded.max_position:
+        raise SettingsError(
+            f"engine setting max_model_len is {wanted}; {loaded.name} has a context of {loaded.max_position}"
+        )
+    return wanted
+
+
+def _backend(
+    settings: EngineSettings,
+    cache: KVCache,
+    layers: tuple[LayerSpec, ...],
+    device: torch.device,
+    max_model_len: int,
+) -> AttentionBackend:
+    return SdpaBackend(cache, layers, device, max_model_len)
+
+
+def _checkpoints(settings: EngineSettings, cache: KVCache, loaded: LoadedModel) -> CheckpointStore:
+    if settings.checkpoint_dir is None:
+        return MemoryCheckpoints(cache)
+    return DiskCheckpoints(cache, Path(settings.checkpoint_dir), fingerprint(loaded.model))
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """torch's CPU allocator raises a plain RuntimeError."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return "can't allocate memory" in str(error) or "not enough memory" in str(error)
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return cpu_name()
+
+
+def _memory_total_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    return int(psutil.virtual_memory().total)
+
+
+def cpu_name() -> str:
+    """The processor's name as its system gives it."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
