@@ -121,24 +121,27 @@ REST_FRAMEWORK = {
     "DEFAULT_PERMISSION_CLASSES": ["controlplane.common.permissions.IsOperator"],
     "DEFAULT_RENDERER_CLASSES": ["rest_framework.renderers.JSONRenderer"],
     "DEFAULT_PARSER_CLASSES": ["rest_framework.parsers.JSONParser"],
-    "DEFAULT_SCHEMA_CLASS": "controlplane.common.openapi.Schema",
-    "DEFAULT_PAGINATION_CLASS": "controlplane.common.pagination.NewestFirst",
-    "DEFAULT_THROTTLE_RATES": {"sign-in": "20/min"},
+    "DEFAULT_SCHEMA_CLASS": "drf_spectacular.openapi.AutoSchema",
     "EXCEPTION_HANDLER": "controlplane.common.errors.exception_handler",
     "NUM_PROXIES": 1 if TIDEGATE.https else 0,
     "TEST_REQUEST_DEFAULT_FORMAT": "json",
-    "UNAUTHENTICATED_USER": "django.contrib.auth.models.AnonymousUser",
 }
 SPECTACULAR_SETTINGS = {
     "TITLE": "Tidegate",
     "DESCRIPTION": "The operators' control plane of a shared LLM fleet, and requests that are fetched later.",
     "VERSION": "1",
+    "OAS_VERSION": "3.1.0",
     "SERVE_INCLUDE_SCHEMA": False,
+    "SERVE_PERMISSIONS": ["controlplane.common.permissions.IsOperator"],
     "SWAGGER_UI_DIST": "SIDECAR",
     "SWAGGER_UI_FAVICON_HREF": "SIDECAR",
     "COMPONENT_SPLIT_REQUEST": True,
     "SCHEMA_PATH_PREFIX": "/api/v1",
-    "POSTPROCESSING_HOOKS": [],
+    "POSTPROCESSING_HOOKS": [
+        "controlplane.common.openapi.add_errors",
+        "controlplane.policies.openapi.add_policy",
+        "controlplane.inference.openapi.add_request_bodies",
+    ],
 }
 
 LOGGING = {

@@ -1,4 +1,4 @@
-"""Loads the Celery app with Django, so that `shared_task`s have a broker in every process; registers checks."""
+"""Loads the Celery app and the checks with Django, so that tasks have a broker in every process."""
 
 from django.apps import AppConfig
 

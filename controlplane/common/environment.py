@@ -1,7 +1,7 @@
 """The control plane's settings: typed, frozen, read once from the environment, loud.
 
-`read(environ)` collects every mistake, so that one start names all of them, each with its remedy. Code reads the
-values from `django.conf.settings.TIDEGATE`.
+`read(environ)` collects every mistake, so that one start names all of them, each with its remedy. Code reads
+the values from `django.conf.settings.TIDEGATE`.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def _own_name() -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything that differs between two installations. `variable(name)` is a field's name in the environment."""
+    """Everything that differs between two installations. `variable` names a field in the environment."""
 
     database_url: str = setting(parse_database_url, "Postgres: postgresql://user:password@host:port/name")
     redis_url: str = setting(parse_redis_url, "Redis or Valkey: redis://:password@host:port/0")

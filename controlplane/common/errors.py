@@ -1,6 +1,7 @@
 """The one exception tree of the control plane and the one shape in which its API reports errors.
 
-    {"error": {"code": "invalid", "message": "...", "retryable": false, "mistakes": [{"path": ..., "message": ...}]}}
+    {"error": {"code": "invalid", "message": "...", "retryable": false,
+               "mistakes": [{"path": "classes.1.max_wait_s", "message": "..."}]}}
 
 Failures on our side carry an `id` too, which is in the log beside the traceback.
 """

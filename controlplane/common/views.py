@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from django.conf import settings
-from django.http import HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
+from django.http import Http404, HttpRequest, HttpResponse, HttpResponseBase, JsonResponse
 from django.views.decorators.cache import cache_control
 from django.views.decorators.csrf import ensure_csrf_cookie
 from django.views.decorators.http import require_safe
@@ -60,6 +60,11 @@ def permission_denied(request: HttpRequest, exception: Exception) -> HttpRespons
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponseBase:
     return _answer(NotFound(f"There is nothing at {request.path}."))
+
+
+def no_such_route(request: HttpRequest) -> HttpResponseBase:
+    """Addresses of programs that lead nowhere get an error, not the page for people."""
+    return not_found(request, Http404())
 
 
 def server_error(request: HttpRequest) -> HttpResponseBase:

@@ -31,8 +31,9 @@ class Endpoint(models.TextChoices):
 class InferenceRequest(models.Model):
     """What was asked, what came of it, and how long each part took.
 
-    `prompt`, `output` and `payload` are subject to the tenant's retention. `payload` is the wire message that was
-    enqueued: with it a request can be queued again when Redis lost it.
+    `prompt`, `output` and `payload` are subject to the tenant's retention. `payload` is the wire message that
+    was enqueued: with it a request can be queued again when Redis lost it. A null `output` is not kept; an
+    empty one was empty.
     """
 
     id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
@@ -60,7 +61,7 @@ class InferenceRequest(models.Model):
     prompt = models.JSONField(null=True, help_text="Messages or text, as sent.")
     header = models.BinaryField(null=True)
     payload = models.BinaryField(null=True)
-    output = models.TextField(null=True)
+    output = models.TextField(null=True)  # noqa: DJ001 (null and empty differ)
     finish_reason = models.CharField(max_length=16, blank=True)
     error = models.TextField(blank=True)
 
@@ -97,3 +98,8 @@ class InferenceRequest(models.Model):
 
     def __str__(self) -> str:
         return f"{self.id} {self.state}"
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether it has ended."""
+        return self.state in TERMINAL_STATES

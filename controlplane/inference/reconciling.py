@@ -1,5 +1,7 @@
-"""Requests that were accepted but that nobody works on any more, because Redis lost its memory or a gateway died
-before it could enqueue: queue them again where that can succeed, else end them with a reason."""
+"""Accepted requests that nobody works on: Redis lost its memory, or a gateway died before it enqueued.
+
+They are queued again where that can succeed, else ended with a reason.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,12 @@ logger = logging.getLogger(__name__)
 
 MAX_ROWS: Final = 2000
 LOST_STREAM: Final = (
-    "The request was lost: the queue lost its memory and the gateway that held the client's connection is gone. "
-    "Send it again."
+    "The request was lost: the queue lost its memory and the gateway that held the client's connection is "
+    "gone. Send it again."
 )
 LOST_TEXT: Final = (
-    "The request was lost: the queue lost its memory, and the tenant's retention keeps no prompt to queue it from "
-    "again. Send it again."
+    "The request was lost: the queue lost its memory, and by the tenant's retention there is no prompt to "
+    "queue it from again. Send it again."
 )
 
 
@@ -40,7 +42,7 @@ class Outcome:
 
 
 def reconcile_lost(pool: str, lost_after_s: float) -> Outcome:
-    """Look at accepted requests older than `lost_after_s` that Redis does not know and whose gateway is gone."""
+    """Deal with accepted requests older than `lost_after_s` that Redis does not know and no gateway holds."""
     lost = _lost(pool, list(selectors.in_progress(pool, older_than_s=lost_after_s)[:MAX_ROWS]))
     native = [row for row in lost if row.endpoint in services.NATIVE_ENDPOINTS]
     requeued = [row for row in native if _requeue(row)]

@@ -25,10 +25,10 @@ FORGET_NOTHING = RetentionRule(retention="terminal", days=0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AcceptedRequest:
-    """A request that admission let in. `prompt` is the messages or the text, `parameters` the body without it.
+    """A request that admission let in. `prompt`: the messages or the text; `parameters`: the rest of the body.
 
-    `endpoint` is one of `models.Endpoint`. `retention` is the key's; with `none` neither prompt nor payload is
-    stored, and the request cannot be queued again should Redis lose it.
+    `endpoint` is one of `models.Endpoint`. `retention` is the key's; with `none` neither prompt nor payload
+    is stored, and the request cannot be queued again should Redis lose it.
     """
 
     header: Header
@@ -44,7 +44,7 @@ class AcceptedRequest:
 
 
 def record_accepted(rows: Sequence[AcceptedRequest], pool: str | None = None) -> None:
-    """Commit the rows of many requests at once. Repeating it, because the answer was lost, changes nothing."""
+    """Commit the rows of many requests at once. Repeating it (an answer was lost) changes nothing."""
     records = [_row(one, pool or settings.TIDEGATE.pool) for one in rows]
     InferenceRequest.objects.bulk_create(records, ignore_conflicts=True)
 
@@ -64,19 +64,30 @@ def _row(one: AcceptedRequest, pool: str) -> InferenceRequest:
         arrived_at=instant(one.header.arrived_at),
         num_prompt_tokens=one.header.num_prompt_tokens,
         max_tokens=one.header.max_tokens,
-        parameters=dict(one.parameters),
-        prompt=one.prompt if keep else None,
+        parameters=storable(dict(one.parameters)),
+        prompt=storable(one.prompt) if keep else None,
         header=encode(one.header),
         payload=encode(one.payload) if keep else None,
     )
+
+
+def storable(value: Any) -> Any:
+    """The JSON value without U+0000, which Postgres cannot hold."""
+    if isinstance(value, str):
+        return value.replace("\0", "\N{REPLACEMENT CHARACTER}")
+    if isinstance(value, Mapping):
+        return {storable(key): storable(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [storable(one) for one in value]
+    return value
 
 
 @transaction.atomic
 def mark_finished(records: Iterable[CompletionRecord]) -> int:
     """Write how requests ended; returns how many rows changed.
 
-    Records may come twice and in any order: the first end of a request counts. Rows are locked in the order of
-    their ids, so that two batches never wait for each other. Records without a row are logged and dropped.
+    Records may come twice and in any order: the first end of a request counts. Rows are locked in the order
+    of their ids, so that two batches never wait for each other. Records without a row are logged and dropped.
     """
     by_id = {UUID(one.request_id): one for one in reversed(list(records))}
     rows = list(InferenceRequest.objects.select_for_update().filter(pk__in=by_id).order_by("pk"))
@@ -92,16 +103,16 @@ def mark_finished(records: Iterable[CompletionRecord]) -> int:
 
 _ENDING_FIELDS = [
     "state", "finish_reason", "error", "output", "first_token_at", "finished_at", "num_prompt_tokens",
-    "num_output_tokens", "num_cached_tokens", "ttft_s", "tpot_s", "e2e_s", "queue_s", "formation_s", "prefill_s",
-    "decode_s", "parked_s", "post_s", "worker", "num_attempts", "num_preemptions", "purge_at", "prompt", "payload",
-    "header",
+    "num_output_tokens", "num_cached_tokens", "ttft_s", "tpot_s", "e2e_s", "queue_s", "formation_s",
+    "prefill_s", "decode_s", "parked_s", "post_s", "worker", "num_attempts", "num_preemptions", "purge_at",
+    "prompt", "payload", "header",
 ]  # fmt: skip
 
 
 def _end(row: InferenceRequest, record: CompletionRecord, rule: RetentionRule) -> None:
     row.state = RequestState(record.state)
     row.finish_reason = record.finish_reason
-    row.error = record.error
+    row.error = storable(record.error)
     row.finished_at = instant(record.finished_at)
     row.first_token_at = instant(record.first_token_at) if record.first_token_at is not None else None
     row.num_prompt_tokens = record.num_prompt_tokens
@@ -110,7 +121,7 @@ def _end(row: InferenceRequest, record: CompletionRecord, rule: RetentionRule) -
     row.worker = record.worker
     row.num_attempts = record.attempt + 1
     _take_timings(row, record.timings or Timings())
-    _retain(row, record.text, rule)
+    _retain(row, storable(record.text), rule)
 
 
 def _take_timings(row: InferenceRequest, timings: Timings) -> None:

@@ -25,12 +25,12 @@ logger = logging.getLogger(__name__)
     max_retries=None,
 )
 def record_completions(batch: list[str]) -> int:
-    """Write the ends of many requests: base64 of msgpack `CompletionRecord`s. Returns how many rows changed."""
+    """Write the ends of requests: base64 of msgpack `CompletionRecord`s. Returns how many rows changed."""
     return services.mark_finished(filter(None, map(_readable, batch)))
 
 
 def _readable(text: str) -> CompletionRecord | None:
-    """A record that cannot be read must not hold up the others: it is logged, and its row reconciled later."""
+    """A record that cannot be read must not hold up the others: it is logged, its row reconciled later."""
     try:
         return decode(CompletionRecord, base64.b64decode(text))
     except (ProtocolError, ValueError) as error:

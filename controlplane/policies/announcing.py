@@ -40,7 +40,7 @@ def announced(pool: str) -> PolicyAnnouncement | None:
 
 
 def reconcile(pool: str) -> bool:
-    """Announce the live version again when Redis says another one (it lost its memory, or Postgres was restored).
+    """Announce the live version again when Redis says another (it lost its memory, or Postgres was restored).
 
     Returns whether they differed. The live version is read after Redis, so that a publish between the two is
     never undone.

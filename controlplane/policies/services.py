@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from django.db import transaction
@@ -15,13 +16,11 @@ from controlplane.policies.models import PolicyVersion, Pool, VersionState
 from scheduler_worker.core.policy import InvalidPolicy, Policy, check_policy
 
 
-def validate(document: Mapping[str, Any]) -> Policy:
-    """The policy of a document; raises `Invalid` with the path of every mistake."""
-    try:
-        return check_policy(document)
-    except InvalidPolicy as error:
-        mistakes = [Mistake(path=one.path, message=one.message) for one in error.mistakes]
-        raise Invalid(f"The policy has {_count(len(mistakes), 'mistake')}.", mistakes) from error
+def validate(*, pool: str, document: Mapping[str, Any]) -> Policy:
+    """The policy of a document that could be published now; raises `Invalid` with every mistake's path."""
+    policy = _checked(document)
+    _check_retired(selectors.find_active(pool), policy)
+    return policy
 
 
 def publish(
@@ -32,24 +31,56 @@ def publish(
     `based_on` is the version that the author saw; `Changed` is raised when another was published since. None
     publishes whatever is live. Raises `Invalid` with every mistake of the document.
     """
-    policy = validate(document)
-    return _publish(pool, policy, comment, author, based_on=based_on, rolled_back_to=None)
+    policy = _checked(document)
+    with _lock(pool):
+        live = selectors.find_active(pool)
+        _check_based_on(live, based_on)
+        _check_retired(live, policy)
+        return _add_version(pool, policy, live, comment=comment, author=author)
 
 
 def roll_back(*, pool: str, version: int, comment: str, author: str) -> PolicyVersion:
-    """Publish the document of an older version again, as a new version. Raises `NotFound`."""
-    policy = validate(selectors.version_of(pool, version).document)
-    return _publish(pool, policy, comment, author, based_on=None, rolled_back_to=version)
+    """Publish the document of an older version again, as a new version. Raises `NotFound`.
+
+    Classes that came later are retired to its default class: their requests may still wait.
+    """
+    policy = _checked(selectors.version_of(pool, version).document)
+    with _lock(pool):
+        live = selectors.find_active(pool)
+        policy = _retiring(policy, _missing_classes(live, policy))
+        return _add_version(pool, policy, live, comment=comment, author=author, rolled_back_to=version)
 
 
-@transaction.atomic
-def _publish(
-    pool: str, policy: Policy, comment: str, author: str, *, based_on: int | None, rolled_back_to: int | None
+def _checked(document: Mapping[str, Any]) -> Policy:
+    try:
+        return check_policy(document)
+    except InvalidPolicy as error:
+        raise _invalid([Mistake(path=one.path, message=one.message) for one in error.mistakes]) from error
+
+
+def _invalid(mistakes: Sequence[Mistake]) -> Invalid:
+    count = "1 mistake" if len(mistakes) == 1 else f"{len(mistakes)} mistakes"
+    return Invalid(f"The policy has {count}.", mistakes)
+
+
+@contextmanager
+def _lock(pool: str) -> Iterator[None]:
+    """A transaction in which this pool's versions are ours alone: the pool's row is the lock."""
+    with transaction.atomic():
+        Pool.objects.get_or_create(name=pool)
+        Pool.objects.select_for_update().get(name=pool)
+        yield
+
+
+def _add_version(
+    pool: str,
+    policy: Policy,
+    live: PolicyVersion | None,
+    *,
+    comment: str,
+    author: str,
+    rolled_back_to: int | None = None,
 ) -> PolicyVersion:
-    _lock(pool)
-    live = selectors.find_active(pool)
-    _check_based_on(live, based_on)
-    _check_retired(live, policy)
     if live is not None:
         PolicyVersion.objects.filter(pk=live.pk).update(state=VersionState.SUPERSEDED)
     version = PolicyVersion.objects.create(
@@ -67,12 +98,6 @@ def _publish(
     return version
 
 
-def _lock(pool: str) -> None:
-    """Publishes of one pool happen one after the other: the pool's row is the lock."""
-    Pool.objects.get_or_create(name=pool)
-    Pool.objects.select_for_update().get(name=pool)
-
-
 def _check_based_on(live: PolicyVersion | None, based_on: int | None) -> None:
     if based_on is None or (live is not None and live.version == based_on):
         return
@@ -86,20 +111,28 @@ def _check_based_on(live: PolicyVersion | None, based_on: int | None) -> None:
 
 def _check_retired(live: PolicyVersion | None, policy: Policy) -> None:
     """Requests of a removed class may wait somewhere: the document must say which class serves them."""
+    if missing := _missing_classes(live, policy):
+        raise _invalid([Mistake(f"retired.{one}", _retire_hint(one)) for one in missing])
+
+
+def _retire_hint(class_id: str) -> str:
+    return (
+        f"{class_id} is a class of the live policy. Name here the class that serves its requests from now on."
+    )
+
+
+def _missing_classes(live: PolicyVersion | None, policy: Policy) -> list[str]:
+    """Class ids that the live policy knows and this one forgot."""
     if live is None:
-        return
-    known = {one.id for one in policy.classes} | set(policy.retired)
+        return []
     before = Policy.model_validate(live.document)
-    missing = [one for one in [*(c.id for c in before.classes), *before.retired] if one not in known]
-    if missing:
-        raise Invalid(
-            f"The policy has {_count(len(missing), 'mistake')}.",
-            [Mistake(f"retired.{one}", _retire_hint(one, live.version)) for one in missing],
-        )
+    known = {one.id for one in policy.classes} | set(policy.retired)
+    return [one for one in [*(c.id for c in before.classes), *before.retired] if one not in known]
 
 
-def _retire_hint(class_id: str, version: int) -> str:
-    return f"{class_id} is a class of v{version}. Name here the class that serves its requests from now on."
+def _retiring(policy: Policy, class_ids: Sequence[str]) -> Policy:
+    fallback = policy.default_class or policy.least_urgent().id
+    return policy.model_copy(update={"retired": {**policy.retired, **dict.fromkeys(class_ids, fallback)}})
 
 
 def _record(version: PolicyVersion, live: PolicyVersion | None) -> None:
@@ -111,7 +144,3 @@ def _record(version: PolicyVersion, live: PolicyVersion | None) -> None:
         before={"version": live.version, "document": live.document} if live else None,
         after={"version": version.version, "document": version.document, "comment": version.comment},
     )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

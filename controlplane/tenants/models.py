@@ -46,7 +46,7 @@ class Tenant(models.Model):
 
 
 class ApiKey(models.Model):
-    """A key of a tenant. `digest` is the SHA-256 of its text, in hex; `prefix` helps people to tell keys apart."""
+    """A key of a tenant. `digest` is the SHA-256 of its text, in hex; by `prefix` people tell keys apart."""
 
     tenant = models.ForeignKey(Tenant, on_delete=models.PROTECT, related_name="api_keys")
     name = models.CharField(max_length=150)

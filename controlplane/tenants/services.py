@@ -41,6 +41,11 @@ def create_tenant(*, slug: str, name: str, actor: str, **fields: Any) -> Tenant:
     return tenant
 
 
+def ensure_tenant(*, slug: str, name: str, actor: str) -> Tenant:
+    """The tenant with this slug, made if there is none."""
+    return Tenant.objects.filter(slug=slug).first() or create_tenant(slug=slug, name=name, actor=actor)
+
+
 @transaction.atomic
 def create_key(
     *,
@@ -74,7 +79,7 @@ def create_key(
 
 @transaction.atomic
 def revoke_key(*, key_id: int, actor: str) -> ApiKey:
-    """End a key. Gateways stop accepting it within the 5 s for which they cache keys. Repeating it changes nothing."""
+    """End a key; gateways, which cache keys, refuse it within 5 s. Repeating it changes nothing."""
     key = ApiKey.objects.select_for_update().filter(pk=key_id).first()
     if key is None:
         raise NotFound(f"There is no API key {key_id}.")
@@ -97,9 +102,7 @@ def revoke_key(*, key_id: int, actor: str) -> ApiKey:
 def create_playground_key(*, operator: AbstractBaseUser, classes: Iterable[str]) -> NewKey:
     """A key of the operator for a working day, good for every class, in a tenant of its own."""
     actor = operator.get_username()
-    tenant = Tenant.objects.filter(slug=PLAYGROUND_TENANT).first() or create_tenant(
-        slug=PLAYGROUND_TENANT, name="Operators' playground", actor=actor
-    )
+    tenant = ensure_tenant(slug=PLAYGROUND_TENANT, name="Operators' playground", actor=actor)
     return create_key(
         tenant=tenant,
         name=f"playground of {actor}"[:150],

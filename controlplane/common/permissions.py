@@ -1,0 +1,34 @@
+"""Who may do what."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rest_framework.permissions import BasePermission
+from rest_framework.request import Request
+
+if TYPE_CHECKING:
+    from rest_framework.views import APIView
+
+
+def is_operator(user: object) -> bool:
+    """Whether an account belongs to the people who run the fleet."""
+    return bool(getattr(user, "is_active", False) and getattr(user, "is_staff", False))
+
+
+class IsOperator(BasePermission):
+    """Signed in, active, and staff."""
+
+    message = "This needs an operator's account."
+
+    def has_permission(self, request: Request, view: APIView) -> bool:
+        return is_operator(request.user)
+
+
+class MayPublish(IsOperator):
+    """An operator with the right to change policies."""
+
+    message = "Your account may read policies but not publish them; it lacks the permission “publish_policy”."
+
+    def has_permission(self, request: Request, view: APIView) -> bool:
+        return super().has_permission(request, view) and request.user.has_perm("policies.publish_policy")

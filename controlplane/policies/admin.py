@@ -1,0 +1,13 @@
+from __future__ import annotations
+
+from django.contrib import admin
+
+from controlplane.common.admin import ReadOnlyAdmin
+from controlplane.policies.models import PolicyVersion
+
+
+@admin.register(PolicyVersion)
+class PolicyVersionAdmin(ReadOnlyAdmin):
+    list_display = ["pool", "version", "state", "author", "published_at", "comment"]
+    list_filter = ["pool", "state"]
+    list_select_related = ["pool"]
