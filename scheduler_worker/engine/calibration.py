@@ -14,9 +14,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import count
+from pathlib import Path
 
 from scheduler_worker.core.plan import Chunk, StepPlan
 from scheduler_worker.engine import load_executor
+from scheduler_worker.engine.loading import resolve_device
 from scheduler_worker.engine.settings import EngineSettings
 from scheduler_worker.executor import Executor, SequenceInput
 from scheduler_worker.protocol.messages import SamplingParams
@@ -143,13 +145,20 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--num-slots", type=int, default=32)
-    arguments = parser.parse_args()
-    executor = load_executor(EngineSettings(**vars(arguments)))
+    parser.add_argument("--num-slots", type=int, help="largest batch; default 32 on a CPU, 128 on a GPU")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there as well")
+    arguments = vars(parser.parse_args())
+    output = arguments.pop("json")
+    on_gpu = resolve_device(arguments["device"]).type == "cuda"
+    arguments["num_slots"] = arguments["num_slots"] or (128 if on_gpu else 32)
+    executor = load_executor(EngineSettings(**arguments))
     try:
-        print(json.dumps(asdict(calibrate(executor))))
+        result = json.dumps(asdict(calibrate(executor)))
     finally:
         executor.close()
+    if output:
+        output.write_text(result)
+    print(result)
 
 
 if __name__ == "__main__":

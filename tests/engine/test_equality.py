@@ -80,8 +80,22 @@ def test_a_corrupted_cache_changes_the_tokens(llama: PreTrainedModel) -> None:
 
 def test_a_stop_token_ends_a_sequence(llama: PreTrainedModel) -> None:
     prompt = make_prompt(12)
-    stop = reference(llama, prompt, 4)[2]
+    expected = reference(llama, prompt, 10)
+    stop = expected[-1]
     planner = HandPlanner(make_executor(llama))
     planner.add("a", prompt, 10, SamplingParams(temperature=0.0, ignore_eos=True, stop_token_ids=(stop,)))
 
-    assert planner.run()["a"] == reference(llama, prompt, 3)
+    assert planner.run()["a"] == expected[: expected.index(stop) + 1]
+
+
+@pytest.mark.parametrize("ignore_eos", [False, True])
+def test_the_models_own_eos_ends_a_sequence_unless_ignored(ignore_eos: bool) -> None:
+    model = make_model("llama")
+    prompt = make_prompt(12)
+    expected = reference(model, prompt, 10)
+    model.generation_config.eos_token_id = eos = expected[-1]
+    planner = HandPlanner(make_executor(model))
+    planner.add("a", prompt, 10, SamplingParams(temperature=0.0, ignore_eos=ignore_eos))
+
+    end = 10 if ignore_eos else expected.index(eos) + 1
+    assert planner.run()["a"] == expected[:end]
