@@ -14,6 +14,7 @@ import os
 import platform
 import signal
 import sys
+import time
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +27,7 @@ sys.path.insert(0, str(BIN))
 
 import _frontend  # noqa: E402
 import _packages  # noqa: E402
-from _process import StepError, say  # noqa: E402
+from _process import STARTED_AT, StepError, say  # noqa: E402
 
 
 def load_options(command: str) -> ModuleType:
@@ -92,6 +93,7 @@ def main() -> None:
     os.chdir(ROOT)
     os.environ.update(_frontend.node_environment(VENV))
     os.environ["PYTHONPATH"] = str(ROOT)
+    os.environ["TIDEGATE_SETUP_S"] = f"{time.monotonic() - STARTED_AT:.2f}"
     sys.stdout.flush()
     os.execv(python, [str(python), *target, *arguments])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1
+ANSI_STYLE = re.compile(r"\x1b\[[0-9;]*m")
 STARTED_AT = time.monotonic()
 
 
@@ -52,7 +54,8 @@ def run_logged(
     tail: list[str] = []
     try:
         with log_path.open("w") as log:
-            for line in process.stdout or ():
+            for coloured in process.stdout or ():
+                line = ANSI_STYLE.sub("", coloured)
                 if not line.startswith("Progress "):
                     log.write(line)
                     tail = [*tail[-24:], line]

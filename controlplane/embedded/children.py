@@ -22,13 +22,13 @@ PR_SET_PDEATHSIG = 1
 WATCHER = Path(__file__).with_name("watcher.py")
 
 
-def _bind_to_parent(stop_signal: int) -> Callable[[], None]:
+def _bind_to_parent(death_signal: int) -> Callable[[], None]:
     """What the child runs between fork and exec; it must neither import nor take a lock."""
     libc = ctypes.CDLL(None, use_errno=True)
     parent_pid = os.getpid()
 
     def bind() -> None:
-        libc.prctl(PR_SET_PDEATHSIG, stop_signal, 0, 0, 0)
+        libc.prctl(PR_SET_PDEATHSIG, death_signal, 0, 0, 0)
         if os.getppid() != parent_pid:  # the parent died before prctl took effect
             os._exit(1)
 
@@ -80,8 +80,11 @@ class ChildStarter:
         cwd: Path,
         env: Mapping[str, str],
         stop_signal: signal.Signals = signal.SIGTERM,
+        death_signal: signal.Signals | None = None,
         account: Account | None = None,
     ) -> Child:
+        """Start a child. `death_signal` is sent when this process dies; the stop signal by default."""
+        death_signal = death_signal or stop_signal
         with log_path.open("ab") as log:
             process = subprocess.Popen(
                 list(argv),
@@ -91,11 +94,11 @@ class ChildStarter:
                 cwd=cwd,
                 env=dict(env),
                 process_group=0,  # a Ctrl-C in the terminal goes to the supervisor alone
-                preexec_fn=None if self.use_watcher else _bind_to_parent(stop_signal),
+                preexec_fn=None if self.use_watcher else _bind_to_parent(death_signal),
                 **(account.popen_arguments() if account else {}),
             )
         if self.use_watcher:
-            self._watcher.add(process.pid, stop_signal)
+            self._watcher.add(process.pid, death_signal)
         return Child(name, process, stop_signal, log_path, self)
 
     def forget(self, pid: int) -> None:
