@@ -77,5 +77,7 @@ def _requeue(row: InferenceRequest) -> bool:
         logger.error("request %s cannot be queued again: %s", row.pk, error)
         return False
     run_script(scripts.enqueue(row.pool, header, payload))
+    # A lease that is over makes a live gateway adopt the request; without an entry none would.
+    redis_client().zadd(keys.GATEWAY_LEASES.of(row.pool), {header.gateway: 0}, nx=True)
     logger.warning("request %s was lost by Redis and is queued again", row.pk)
     return True

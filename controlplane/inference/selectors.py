@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import timedelta
+from typing import Any
 from uuid import UUID
 
 from django.db.models import QuerySet
@@ -30,6 +32,12 @@ def in_progress(pool: str, *, older_than_s: float = 0.0) -> QuerySet[InferenceRe
     before = timezone.now() - timedelta(seconds=older_than_s)
     rows = InferenceRequest.objects.filter(state=RequestState.ACCEPTED, accepted_at__lte=before, pool=pool)
     return rows.order_by("accepted_at")
+
+
+def parameters_of(request_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The parameters that requests were sent with, by id: what a gateway that adopts them reads. One query."""
+    rows = InferenceRequest.objects.filter(pk__in=list(request_ids)).values_list("pk", "parameters")
+    return {str(pk): parameters for pk, parameters in rows}
 
 
 def progress_of(request: InferenceRequest) -> str:
