@@ -90,6 +90,9 @@ TELEMETRY_WATCHED: Final = KeySpec(
 ARRIVALS: Final = KeySpec(
     "{{tg:{0}}}:arrivals", "stream", "compact arrivals, refused ones too, for what-if", "gateway", "trimmed to 200,000"
 )
+QUOTA: Final = KeySpec(
+    "{{tg:{0}}}:quota:{1}", "hash", "what is left of a tenant's requests and tokens per minute", "gateway", "1 h unused"
+)
 
 TABLE: Final[tuple[KeySpec, ...]] = (
     HEADERS,
@@ -113,4 +116,5 @@ TABLE: Final[tuple[KeySpec, ...]] = (
     TELEMETRY_LEADER,
     TELEMETRY_WATCHED,
     ARRIVALS,
+    QUOTA,
 )
