@@ -1,0 +1,102 @@
+"""What the gateway knows of its pool, refreshed twice a second: the live policy and the workers that live."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import redis.asyncio
+
+from scheduler_worker.core.policy import Policy
+from scheduler_worker.protocol import keys
+from scheduler_worker.protocol.messages import PolicyAnnouncement, ProtocolError, WorkerInfo, decode
+
+from .clock import RedisClock
+
+logger = logging.getLogger(__name__)
+REFRESH_S: Final = 0.5
+STALE_AFTER_S: Final = 5.0
+
+
+@dataclass(slots=True)
+class PoolView:
+    """`workers` holds those with a lease that is not over and that do not drain."""
+
+    pool: str
+    clock: RedisClock
+    policy: Policy | None = None
+    policy_version: int = 0
+    workers: dict[str, WorkerInfo] = field(default_factory=dict)
+    num_leases: int = 0
+    refreshed_at: float = float("-inf")
+    _announced: bytes = b""
+
+    async def refresh(self, client: redis.asyncio.Redis) -> None:
+        """Read Redis's clock, the policy and the workers; two round trips."""
+        sent_at = time.perf_counter()
+        async with client.pipeline(transaction=False) as pipe:
+            pipe.time()
+            pipe.get(keys.POLICY.of(self.pool))
+            pipe.zrange(keys.WORKER_LEASES.of(self.pool), 0, -1, withscores=True)
+            (seconds, microseconds), announced, leases = await pipe.execute()
+        now = seconds + microseconds / 1e6
+        self.clock.observe(now, sent_at, time.perf_counter())
+        self._take_policy(announced)
+        await self._take_workers(client, [name for name, ends_at in leases if ends_at > now])
+        self.refreshed_at = time.perf_counter()
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether Redis answered lately."""
+        return time.perf_counter() - self.refreshed_at < STALE_AFTER_S
+
+    @property
+    def has_worker(self) -> bool:
+        """Whether a request would be served."""
+        return bool(self.workers)
+
+    @property
+    def block_size(self) -> int | None:
+        """The workers' KV block size, for the prompt's block hashes."""
+        return next((one.block_size for one in self.workers.values()), None)
+
+    @property
+    def max_model_len(self) -> int | None:
+        """The longest context that a live worker can hold."""
+        return max((one.max_model_len for one in self.workers.values()), default=None)
+
+    def use_policy(self, announcement: PolicyAnnouncement) -> None:
+        """Make a policy the one that is obeyed."""
+        self.policy = Policy.model_validate_json(announcement.document)
+        self.policy_version = announcement.version
+
+    def _take_policy(self, announced: bytes | None) -> None:
+        if announced is None or announced == self._announced:
+            return
+        self._announced = announced
+        try:
+            self.use_policy(decode(PolicyAnnouncement, announced))
+        except ValueError as error:
+            logger.error("the live policy cannot be read; keeping v%d: %s", self.policy_version, error)
+
+    async def _take_workers(self, client: redis.asyncio.Redis, names: list[bytes]) -> None:
+        self.num_leases = len(names)
+        found: dict[str, WorkerInfo] = {}
+        if names:
+            infos = await client.mget([keys.WORKER_INFO.of(self.pool, name.decode()) for name in names])
+            found = _readable(dict(zip(names, infos, strict=True)))
+        self.workers = {name: info for name, info in found.items() if not info.draining}
+
+
+def _readable(infos: Mapping[bytes, bytes | None]) -> dict[str, WorkerInfo]:
+    found: dict[str, WorkerInfo] = {}
+    for name, data in infos.items():
+        try:
+            if data is not None:
+                found[name.decode()] = decode(WorkerInfo, data)
+        except ProtocolError as error:
+            logger.error("worker %s cannot be read: %s", name.decode(), error)
+    return found
