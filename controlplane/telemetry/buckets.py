@@ -20,6 +20,8 @@ POINT_GRACE_S: Final = 2.0
 """A point closes this long after its end: what a source sent meanwhile still counts."""
 ROLL_UP_GRACE_S: Final = 10.0
 
+NOTHING: Final = Counts()
+
 Resolve = Callable[[str], ClassPolicy | None]
 
 
@@ -33,7 +35,7 @@ class ClassRollup:
     """One class over one interval, ready to be stored. Latencies in seconds, as sketches."""
 
     class_id: str
-    counts: Counts = Counts()
+    counts: Counts = NOTHING
     ttft: Sketch = field(default_factory=dict)
     tpot: Sketch = field(default_factory=dict)
     num_tokens: int = 0
@@ -171,10 +173,9 @@ class Bucket:
         )
         return Rollup(started_at=self.start, classes=classes, point=self.point())
 
-    def ended(self) -> Iterator[tuple[str, int, int]]:
-        """(class, requests ended, late ones)."""
-        for class_id, one in self._classes.items():
-            yield class_id, one.num, one.num_late
+    def ended(self) -> dict[str, tuple[int, int]]:
+        """(requests ended, late ones) by class."""
+        return {class_id: (one.num, one.num_late) for class_id, one in self._classes.items()}
 
 
 def kv_share(message: WorkerTelemetry) -> float:

@@ -175,7 +175,7 @@ class FakeFleet:
 
     def leases(self, now: float) -> dict[str, float]:
         """When each worker's lease ends: the silent one's was renewed for the last time when it last spoke."""
-        ends = {name: now + WORKER_LEASE_S for name in WORKERS}
+        ends = dict.fromkeys(WORKERS, now + WORKER_LEASE_S)
         if now >= self.silent_at:
             ends[SILENT_WORKER] = self.silent_at + WORKER_LEASE_S
         return ends

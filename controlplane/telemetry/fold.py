@@ -48,7 +48,7 @@ from scheduler_worker.protocol.messages import (
 )
 
 REQUEST_RATE_S: Final = 60.0
-MAX_POINTS: Final = 360
+HISTORY_S: Final = 3600.0
 NUM_COLORS: Final = 6
 
 
@@ -77,13 +77,14 @@ class TelemetryFold:
         self._open: dict[float, Bucket] = {}
         self._pointed_to = -math.inf
         self._rolled_to = -math.inf
+        self._restored_to = -math.inf
         self._finished = SlidingSum(REQUEST_RATE_S)
         self._met = SlidingSum(REQUEST_RATE_S)
         self._refused: dict[str, SlidingSum] = {}
         self._heard_since: float | None = None
         self._budget: Mapping[str, tuple[int, int]] = {}
         self._budget_to = -math.inf
-        self._after_budget: dict[float, Bucket] = {}
+        self._closed_ended: dict[float, dict[str, tuple[int, int]]] = {}
 
     # What comes in
 
@@ -106,16 +107,19 @@ class TelemetryFold:
     def set_budget(self, ended: Mapping[str, tuple[int, int]], through: float) -> None:
         """Requests of the last 30 days by class, and the late ones, in the intervals that began before `through`."""
         self._budget, self._budget_to = ended, through
-        self._after_budget = {start: one for start, one in self._after_budget.items() if start >= through}
+        self._closed_ended = {start: one for start, one in self._closed_ended.items() if start >= through}
 
     def restore(self, rollups: Iterable[Rollup], before: float) -> None:
-        """Take up history from stored intervals, oldest first, of those that began before `before`."""
+        """Take up history from stored intervals, oldest first, of those that began before `before`.
+
+        Samples from before their end are ignored from then on: they are in the intervals already.
+        """
         known = [one for one in rollups if one.started_at < before]
-        self.points = [one.point for one in known][-MAX_POINTS:]
+        self.points = [one.point for one in known]
         if not known:
             return
         last = known[-1].started_at + POINT_S
-        self._pointed_to = self._rolled_to = last
+        self._pointed_to = self._rolled_to = self._restored_to = last
         self._heard_since = known[0].started_at
         for class_id, window in self._windows.items():
             self._restore_class(class_id, window, known, last)
@@ -142,13 +146,15 @@ class TelemetryFold:
 
     def _take_worker(self, message: WorkerTelemetry) -> None:
         self.fleet.take(message)
-        self._bucket(message.at).add_worker(message, self._resolve)
+        if message.at >= self._restored_to:
+            self._bucket(message.at).add_worker(message, self._resolve)
         self._log.take(message.worker, message.events)
         self.totals.take_worker(message)
 
     def _take_gateway(self, message: GatewayTelemetry) -> None:
         self._gateways[message.gateway] = max(message.at, self._gateways.get(message.gateway, message.at))
-        self._bucket(message.at).add_gateway(message, self._resolve)
+        if message.at >= self._restored_to:
+            self._bucket(message.at).add_gateway(message, self._resolve)
         for class_id, num in message.refused.items():
             if one := self._resolve(class_id):
                 self._refused.setdefault(one.id, SlidingSum(WINDOW_S)).add(message.at, num)
@@ -160,13 +166,14 @@ class TelemetryFold:
         self.totals.take_gateway(message)
 
     def _take_first_token(self, sample: LatencySample) -> None:
-        if one := self._resolve(sample.class_id):
+        one = self._resolve(sample.class_id)
+        if one is not None and sample.at >= self._restored_to:
             self._windows[one.id].add_first_token(sample)
             self._bucket(sample.at).add_first_token(sample, one)
 
     def _take_finished(self, sample: LatencySample) -> None:
         one = self._resolve(sample.class_id)
-        if one is None:
+        if one is None or sample.at < self._restored_to:
             return
         self._windows[one.id].add_finished(sample)
         self._bucket(sample.at).add_finished(sample, one)
@@ -186,7 +193,7 @@ class TelemetryFold:
         # What comes after its interval was stored is booked into the oldest open one, so that no request is lost.
         start = max(start_of(at), self._rolled_to)
         if start not in self._open:
-            self._open[start] = self._after_budget[start] = Bucket(start)
+            self._open[start] = Bucket(start)
         return self._open[start]
 
     # What time does
@@ -204,16 +211,20 @@ class TelemetryFold:
         closed = tuple(self._open[start].point() for start in sorted(starts))
         if closed:
             self._pointed_to = closed[-1].at
-            self.points = [*self.points, *closed][-MAX_POINTS:]
+        self.points = [point for point in (*self.points, *closed) if point.at > now - HISTORY_S]
         return closed
 
     def close_rollups(self, now: float) -> tuple[Rollup, ...]:
         """The intervals that are complete by now, oldest first; each is returned once."""
         starts = sorted(start for start in self._open if start <= now - POINT_S - ROLL_UP_GRACE_S)
-        rollups = tuple(self._open.pop(start).rollup() for start in starts)
+        rollups = tuple(self._close(self._open.pop(start)) for start in starts)
         if rollups:
             self._rolled_to = rollups[-1].started_at + POINT_S
         return rollups
+
+    def _close(self, bucket: Bucket) -> Rollup:
+        self._closed_ended[bucket.start] = bucket.ended()
+        return bucket.rollup()
 
     # What comes out
 
@@ -265,12 +276,10 @@ class TelemetryFold:
         return tuple(context.live(one) for one in sorted(self.policy.classes, key=lambda one: one.rank))
 
     def _ended_in_budget(self, class_id: str) -> tuple[int, int]:
-        num, num_late = self._budget.get(class_id, (0, 0))
-        for bucket in self._after_budget.values():
-            for ended_class, more, more_late in bucket.ended():
-                if ended_class == class_id:
-                    num, num_late = num + more, num_late + more_late
-        return num, num_late
+        """(requests ended, late ones) of the last 30 days: what is stored, and the intervals since."""
+        later = [one.ended() for start, one in self._open.items() if start >= self._budget_to]
+        counts = [one.get(class_id, (0, 0)) for one in (self._budget, *self._closed_ended.values(), *later)]
+        return sum(num for num, _ in counts), sum(num_late for _, num_late in counts)
 
     # The verdict
 
