@@ -47,6 +47,16 @@ app.conf.update(
             "schedule": 60.0,
             "options": {"expires": 60.0},
         },
+        "roll-up-telemetry": {
+            "task": "telemetry.roll_up",
+            "schedule": 60.0,
+            "options": {"expires": 60.0},
+        },
+        "forget-old-telemetry": {
+            "task": "telemetry.forget_old",
+            "schedule": 3600.0,
+            "options": {"expires": 3600.0},
+        },
     },
 )
 app.autodiscover_tasks()

@@ -37,6 +37,7 @@ urlpatterns = [
     path("api/v1/", include(api)),
     path("api/schema", SpectacularJSONAPIView.as_view(), name="schema"),
     path("api/docs", SpectacularSwaggerSplitView.as_view(url_name="schema")),
+    path("", include("controlplane.telemetry.urls")),
     path("admin/", admin.site.urls),
     re_path(r"^(?:api|v1|ws)(?:/|$)", csrf_exempt(views.no_such_route)),
     re_path(r"^(?:(?:live|policies|playground|sign-in)(?:/.*)?)?$", views.frontend),

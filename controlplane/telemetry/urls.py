@@ -1,0 +1,11 @@
+"""Routes of telemetry, from the root."""
+
+from django.urls import path
+
+from controlplane.telemetry.api import HistoryView
+from controlplane.telemetry.metrics import metrics
+
+urlpatterns = [
+    path("api/v1/telemetry/history", HistoryView.as_view()),
+    path("metrics", metrics),
+]
