@@ -26,7 +26,8 @@ def say(line: str) -> None:
     print(f"[{time.monotonic() - STARTED_AT:5.1f}s] {line}", flush=True)
 
 
-def _die_with_parent() -> Callable[[], None] | None:
+def end_with_parent() -> Callable[[], None] | None:
+    """For `preexec_fn`: on Linux the child is signalled when we die."""
     if not sys.platform.startswith("linux"):
         return None
     libc = ctypes.CDLL(None)
@@ -49,7 +50,7 @@ def run_logged(
     process = subprocess.Popen(
         command, cwd=cwd, env={**os.environ, **(env or {})}, stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-        preexec_fn=_die_with_parent(),
+        preexec_fn=end_with_parent(),
     )  # fmt: skip
     tail: list[str] = []
     try:

@@ -14,6 +14,7 @@ def parser() -> argparse.ArgumentParser:
         "--only",
         metavar="STEP",
         action="append",
-        help="run only this step (may be given again): lint, types, imports, frontend, python, browser",
+        choices=["lint", "types", "imports", "containers", "frontend", "python", "browser"],
+        help="run only this step; may be given again (%(choices)s)",
     )
     return options

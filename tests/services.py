@@ -54,6 +54,11 @@ def _stop_services(services: EmbeddedServices) -> None:
     shutil.rmtree(services.data_dir, ignore_errors=True)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Browser tests last: synchronous Playwright leaves an event loop running in the main thread."""
+    items.sort(key=lambda item: item.get_closest_marker("browser") is not None)
+
+
 @pytest.fixture(scope="session")
 def database_url() -> str:
     """The URL of the server's own database; Django's tests use a database beside it."""
