@@ -12,7 +12,8 @@ from hashlib import sha1
 from typing import Any, Final
 
 from scheduler_worker.protocol import keys
-from scheduler_worker.protocol.scripts import Call, Script
+from scheduler_worker.protocol.lua import Script
+from scheduler_worker.protocol.scripts import Call
 
 _NOW: Final = """
 local time = redis.call('TIME')

@@ -15,7 +15,8 @@ import redis.asyncio
 from controlplane.common.redis import run
 from controlplane.tenants.selectors import KeyInfo
 from scheduler_worker.protocol import keys
-from scheduler_worker.protocol.scripts import Call, Script
+from scheduler_worker.protocol.lua import Script
+from scheduler_worker.protocol.scripts import Call
 
 _TEXT: Final = """
 local time = redis.call('TIME')

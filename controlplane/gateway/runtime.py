@@ -58,7 +58,8 @@ MAX_MISSED_LOOKS: Final = 2
 DRAIN_S: Final = 20.0
 DATABASE_CHECK_S: Final = 3.0
 LOST: Final = "The request was lost: neither the queue nor a worker knows it any more."
-CHAT_ENDPOINTS: Final = frozenset({"chat.completions", "requests.chat"})
+NATIVE_CHAT: Final = "requests.chat"
+NATIVE_COMPLETIONS: Final = "requests.completions"
 
 _current: GatewayRuntime | None = None
 
@@ -250,11 +251,15 @@ class GatewayRuntime:
         return min(self.model.max_context_tokens, self.view.max_model_len or self.model.max_context_tokens)
 
     async def submit(
-        self, key: KeyInfo, body: bytes, endpoint: str, headers_reading: float | None = None
+        self, key: KeyInfo, body: bytes, *, chat: bool, headers_reading: float | None = None
     ) -> str:
-        """Accept a request that nobody waits for here; its id. Raises `ApiError`."""
-        asked = read_chat(body) if endpoint in CHAT_ENDPOINTS else read_completion(body)
+        """Accept a request that nobody waits for here; its id. Raises `ApiError`.
+
+        `headers_reading` is `perf_counter` when its headers came, if that was earlier than now.
+        """
         reading = time.perf_counter() if headers_reading is None else headers_reading
+        asked = read_chat(body) if chat else read_completion(body)
+        endpoint = NATIVE_CHAT if chat else NATIVE_COMPLETIONS
         live = await self.accept(key, asked, endpoint, reading, has_client=False)
         return live.request_id
 
@@ -458,8 +463,11 @@ class GatewayRuntime:
     # --- ending early --------------------------------------------------------------------------------------------
 
     async def cancel(self, request_id: str) -> CancelOutcome:
-        """End a request wherever it is. Its last row comes through the output stream."""
-        return await run(self.redis, scripts.cancel(self.pool, request_id))
+        """End a request wherever it is. Its last row comes through the output stream. Raises `Unavailable`."""
+        try:
+            return await run(self.redis, scripts.cancel(self.pool, request_id))
+        except RedisError as error:
+            raise Unavailable("The queue does not answer. Try again.", retry_after_s=1.0) from error
 
     def abandon(self, live: LiveRequest) -> None:
         """The client left: cancel after the grace, unless the answer ends before."""
