@@ -1,0 +1,1 @@
+"""The shell around the scheduling core: settings, Redis transport, the step loop, telemetry."""

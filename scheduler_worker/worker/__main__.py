@@ -1,0 +1,5 @@
+"""`python -m scheduler_worker.worker`"""
+
+from scheduler_worker.worker.main import main
+
+raise SystemExit(main())

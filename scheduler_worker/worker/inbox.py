@@ -1,0 +1,108 @@
+"""What the helper threads tell the step loop. Only the loop touches the scheduler and the executor."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from scheduler_worker.protocol.messages import PolicyAnnouncement
+from scheduler_worker.protocol.scripts import Change, Claimed, Mirror
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimsSettled:
+    """The answer to one claim: the `asked` that are not among `won` went elsewhere."""
+
+    asked: tuple[str, ...]
+    won: tuple[Claimed, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimsLost:
+    """Requests, with their attempts, that another worker may hold by now."""
+
+    attempts: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimsHeld:
+    """All claims that Redis holds for us, with their attempts, as of the messages before this one."""
+
+    attempts: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyNews:
+    """The live policy."""
+
+    announcement: PolicyAnnouncement
+
+
+@dataclass(frozen=True, slots=True)
+class DrainingChanged:
+    """An operator asked this worker to take no more work, or to take it again."""
+
+    draining: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadFailed:
+    """A helper thread met an error that it was not made for; the worker ends."""
+
+    name: str
+    error: BaseException
+
+
+News: TypeAlias = (
+    Change | Mirror | ClaimsSettled | ClaimsLost | ClaimsHeld | PolicyNews | DrainingChanged | ThreadFailed
+)
+
+
+class Inbox:
+    """Messages in order of arrival, from many threads to one."""
+
+    def __init__(self) -> None:
+        self._news: deque[News] = deque()
+        self._arrived = threading.Event()
+
+    def put(self, news: News) -> None:
+        """Add a message and wake the loop."""
+        self._news.append(news)
+        self._arrived.set()
+
+    def wake(self) -> None:
+        """Let a waiting loop look around."""
+        self._arrived.set()
+
+    def take(self) -> Iterator[News]:
+        """Every message that is here now."""
+        for _ in range(len(self._news)):
+            yield self._news.popleft()
+
+    def wait(self, timeout_s: float) -> None:
+        """Until something arrives, at most `timeout_s`."""
+        if not self._news:
+            self._arrived.wait(timeout_s)
+        self._arrived.clear()
+
+
+class HelperThread(threading.Thread):
+    """A daemon thread whose unexpected end is the loop's to know."""
+
+    def __init__(self, name: str, inbox: Inbox) -> None:
+        super().__init__(name=name, daemon=True)
+        self._inbox = inbox
+
+    def run(self) -> None:
+        """Work until stopped; any error but being stopped is reported."""
+        try:
+            self.work()
+        except Exception as error:
+            self._inbox.put(ThreadFailed(self.name, error))
+
+    def work(self) -> None:
+        """What the thread does."""
+        raise NotImplementedError
