@@ -17,17 +17,13 @@ from django.core.asgi import get_asgi_application
 
 django_application = get_asgi_application()
 
-from channels.auth import AuthMiddlewareStack
-from channels.routing import URLRouter
-from channels.security.websocket import AllowedHostsOriginValidator
 from django.conf import settings
-from django.urls import path
 from starlette.applications import Starlette
 from starlette.routing import Router
 
 from controlplane.gateway import app as gateway_app
 from controlplane.telemetry import folder
-from controlplane.telemetry.consumers import LiveConsumer
+from controlplane.telemetry.routing import websocket_application
 
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
@@ -36,9 +32,7 @@ Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 GATEWAY_PATHS: Final = ("/v1/", "/healthz", "/readyz")
 
 gateway = gateway_app.build()
-websockets = AllowedHostsOriginValidator(
-    AuthMiddlewareStack(URLRouter([path("ws/live/", LiveConsumer.as_asgi())]))
-)
+websockets = websocket_application()
 
 
 @asynccontextmanager

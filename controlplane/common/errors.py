@@ -14,7 +14,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from django.core.exceptions import PermissionDenied
+import redis
+from django.conf import settings
+from django.core.exceptions import PermissionDenied, RequestDataTooBig
+from django.db import InterfaceError, OperationalError
 from django.http import Http404
 from rest_framework import exceptions as drf
 from rest_framework.response import Response
@@ -166,8 +169,13 @@ def as_tidegate_error(exc: Exception) -> TidegateError:
         return NotFound("There is nothing at this address.")
     if isinstance(exc, PermissionDenied):
         return NotAllowed("Your account may not do this.")
+    if isinstance(exc, RequestDataTooBig):
+        return TooLarge(f"The body is larger than {settings.DATA_UPLOAD_MAX_MEMORY_SIZE} bytes.")
     if isinstance(exc, drf.APIException):
         return _from_drf(exc)
+    if isinstance(exc, redis.RedisError | OperationalError | InterfaceError):
+        which = "Redis" if isinstance(exc, redis.RedisError) else "Postgres"
+        return Unavailable(f"{which} does not answer right now. Nothing was changed; try again.")
     return Internal("Something failed on our side. Quote the id of this error when you report it.")
 
 

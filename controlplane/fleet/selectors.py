@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Worker:
-    """`state` is `live`, `draining` or `silent` (the lease ran out). `info` is None until the worker speaks."""
+    """`state` is `live`, `draining` or `silent` (the lease ran out); `info` is None until it speaks."""
 
     id: str
     state: str

@@ -110,7 +110,8 @@ class RequestsView(APIView):
     def post(self, request: Request) -> Response:
         """Send a request to be fetched later. The body is that of /v1/chat/completions or /v1/completions."""
         body: bytes = request.data or b""
-        request_id = _on_gateway(runtime.current().submit(request.auth, body, chat=_is_chat(body)))
+        chat = _is_chat(body)
+        request_id = _on_gateway(runtime.current().submit(request.auth, body, chat=chat))
         return _answer(selectors.request_of(UUID(request_id)), status.HTTP_202_ACCEPTED)
 
 

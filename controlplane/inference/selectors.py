@@ -35,7 +35,7 @@ def in_progress(pool: str, *, older_than_s: float = 0.0) -> QuerySet[InferenceRe
 
 
 def parameters_of(request_ids: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """The parameters that requests were sent with, by id: what a gateway that adopts them reads. One query."""
+    """The parameters that requests were sent with, by id, for a gateway that adopts them. One query."""
     rows = InferenceRequest.objects.filter(pk__in=list(request_ids)).values_list("pk", "parameters")
     return {str(pk): parameters for pk, parameters in rows}
 

@@ -25,7 +25,7 @@ FORGET_NOTHING = RetentionRule(retention="terminal", days=0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AcceptedRequest:
-    """A request that admission let in. `prompt`: the messages or the text; `parameters`: the rest of the body.
+    """A request that admission let in. `prompt`: messages or text; `parameters`: the rest of the body.
 
     `endpoint` is one of `models.Endpoint`. `retention` is the key's; with `none` neither prompt nor payload
     is stored, and the request cannot be queued again should Redis lose it.

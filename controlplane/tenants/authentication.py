@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from django.contrib.auth.models import AnonymousUser
 from drf_spectacular.extensions import OpenApiAuthenticationExtension
-from rest_framework.authentication import BaseAuthentication
+from rest_framework.authentication import BaseAuthentication, get_authorization_header
+from rest_framework.exceptions import AuthenticationFailed
 from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
-from controlplane.common.errors import NotSignedIn
 from controlplane.tenants.selectors import KeyInfo, find_key
 
 if TYPE_CHECKING:
@@ -21,12 +21,12 @@ class ApiKeyAuthentication(BaseAuthentication):
     """`Authorization: Bearer tg_…`; `request.auth` becomes the key's `KeyInfo`."""
 
     def authenticate(self, request: Request) -> tuple[AnonymousUser, KeyInfo] | None:
-        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
+        scheme, _, token = get_authorization_header(request).partition(b" ")
+        if scheme.lower() != b"bearer":
             return None
-        key = find_key(token.strip())
+        key = find_key(token.strip().decode("latin-1"))
         if key is None:
-            raise NotSignedIn("The API key is unknown, revoked or expired.")
+            raise AuthenticationFailed("The API key is unknown, revoked or expired.")
         return AnonymousUser(), key
 
     def authenticate_header(self, request: Request) -> str:
