@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from scheduler_worker.core.plan import Capacity, FilledBlock, StepPlan
 from scheduler_worker.protocol.messages import SamplingParams, TokenLogprobs
@@ -39,9 +39,11 @@ class SequenceInput:
     sampling: SamplingParams
 
 
-@dataclass(frozen=True, slots=True)
-class RowOutput:
-    """One chunk's outcome: at most one token a step. `stopped`: the token was EOS or a stop token."""
+class RowOutput(NamedTuple):
+    """One chunk's outcome: at most one token a step. `stopped`: the token was EOS or a stop token.
+
+    A named tuple because one is made per row and step.
+    """
 
     seq_id: str
     token_ids: tuple[int, ...]
