@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from scheduler_worker.core.plan import Chunk
-from scheduler_worker.engine.attention.base import AttentionBatch, IntArray, TableArray
+from scheduler_worker.engine.attention.base import AttentionBatch, BoolArray, IntArray, TableArray
 from scheduler_worker.engine.sampling import SampleRows
 from scheduler_worker.engine.sequences import EngineSequence
 
@@ -33,43 +33,91 @@ class PackedBatch:
     fed_slots: list[int]
 
 
-def pack(rows: list[Row], block_tables: TableArray, block_size: int, device: torch.device) -> PackedBatch:
-    """Lay out the rows: those of one token first, by context length, then longer chunks."""
-    rows.sort(key=_packing_order)
-    chunks = [chunk for _, _, chunk in rows]
-    starts = np.array([chunk.start for chunk in chunks], dtype=np.int64)
-    counts = np.array([chunk.num_tokens for chunk in chunks], dtype=np.int64)
-    slots = np.array([chunk.slot for chunk in chunks], dtype=np.int64)
-    lengths = starts + counts
-    offsets = np.zeros(len(rows) + 1, dtype=np.int64)
-    np.cumsum(counts, out=offsets[1:])
-    num_tokens = int(offsets[-1])
-    positions, token_slots = _positions(starts, counts, slots, offsets, num_tokens)
-    input_ids, fed_positions, fed_slots = _input_ids(rows, offsets, num_tokens)
-    blocks = block_tables[token_slots, positions // block_size].astype(np.int64)
-    write_index = _to_device(blocks * block_size + positions % block_size, device)
-    return PackedBatch(
-        rows=rows,
-        input_ids=_to_device(input_ids, device)[None],
-        position_ids=_to_device(positions, device)[None],
-        last_tokens=_to_device(offsets[1:] - 1, device),
-        attention=AttentionBatch(
-            num_decode_rows=int(np.count_nonzero(counts == 1)),
-            slots=slots,
-            starts=starts,
-            lengths=lengths,
-            offsets=offsets,
-            block_tables=block_tables,
-            write_index=write_index,
-        ),
-        sampling=SampleRows(
-            slots=slots,
-            indices=lengths - np.array([sequence.num_prompt_tokens for _, sequence, _ in rows]),
-            samples=np.array([chunk.samples for chunk in chunks]),
-        ),
-        fed_positions=fed_positions,
-        fed_slots=fed_slots,
-    )
+class Packer:
+    """Lays out rows: those of one token first, by context length, then longer chunks."""
+
+    def __init__(self, block_tables: TableArray, block_size: int, device: torch.device) -> None:
+        self._block_tables = block_tables
+        self._block_size = block_size
+        self._device = device
+        num_slots = block_tables.shape[0]
+        self._places = np.arange(num_slots + 1, dtype=np.int64)
+        self._place_ids = torch.arange(num_slots, device=device)
+        self._all_true = np.ones(num_slots, dtype=bool)
+
+    def pack(self, rows: list[Row]) -> PackedBatch:
+        """The rows' tokens as one; `rows` is reordered in place."""
+        rows.sort(key=_packing_order)
+        if rows[-1][2].num_tokens == 1:
+            return self._pack_decodes(rows)
+        return self._pack_mixed(rows)
+
+    def _pack_decodes(self, rows: list[Row]) -> PackedBatch:
+        """One token a row: positions are starts, and each row's last token is the row itself."""
+        num_rows = len(rows)
+        starts = np.array([chunk.start for _, _, chunk in rows], dtype=np.int64)
+        slots = np.array([chunk.slot for _, _, chunk in rows], dtype=np.int64)
+        tokens, fed = _single_tokens(rows)
+        return self._batch(
+            rows,
+            layout=(starts, slots, starts + 1, self._places[: num_rows + 1]),
+            tokens=(np.array(tokens, dtype=np.int64), starts, slots),
+            last_tokens=self._place_ids[:num_rows],
+            fed=(fed, [rows[place][2].slot for place in fed]),
+        )
+
+    def _pack_mixed(self, rows: list[Row]) -> PackedBatch:
+        starts = np.array([chunk.start for _, _, chunk in rows], dtype=np.int64)
+        slots = np.array([chunk.slot for _, _, chunk in rows], dtype=np.int64)
+        counts = np.array([chunk.num_tokens for _, _, chunk in rows], dtype=np.int64)
+        offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+        np.cumsum(counts, out=offsets[1:])
+        num_tokens = int(offsets[-1])
+        positions = np.repeat(starts - offsets[:-1], counts) + np.arange(num_tokens)
+        input_ids, fed = _chunk_tokens(rows, offsets, num_tokens)
+        return self._batch(
+            rows,
+            layout=(starts, slots, starts + counts, offsets),
+            tokens=(input_ids, positions, np.repeat(slots, counts)),
+            last_tokens=to_device(offsets[1:] - 1, self._device),
+            fed=([int(offsets[place + 1]) - 1 for place in fed], [rows[place][2].slot for place in fed]),
+        )
+
+    def _batch(
+        self,
+        rows: list[Row],
+        layout: tuple[IntArray, IntArray, IntArray, IntArray],
+        tokens: tuple[IntArray, IntArray, IntArray],
+        last_tokens: torch.Tensor,
+        fed: tuple[list[int], list[int]],
+    ) -> PackedBatch:
+        starts, slots, lengths, offsets = layout
+        input_ids, positions, token_slots = tokens
+        blocks, within = np.divmod(positions, self._block_size)
+        write_index = self._block_tables[token_slots, blocks] * np.int64(self._block_size) + within
+        num_prompt = np.array([sequence.num_prompt_tokens for _, sequence, _ in rows], dtype=np.int64)
+        return PackedBatch(
+            rows=rows,
+            input_ids=to_device(input_ids, self._device)[None],
+            position_ids=to_device(positions, self._device)[None],
+            last_tokens=last_tokens,
+            attention=AttentionBatch(
+                num_decode_rows=_num_decodes(rows),
+                slots=slots,
+                starts=starts,
+                lengths=lengths,
+                offsets=offsets,
+                block_tables=self._block_tables,
+                write_index=to_device(write_index, self._device),
+            ),
+            sampling=SampleRows(slots, lengths - num_prompt, self._samples(rows)),
+            fed_positions=fed[0],
+            fed_slots=fed[1],
+        )
+
+    def _samples(self, rows: list[Row]) -> BoolArray:
+        samples = [chunk.samples for _, _, chunk in rows]
+        return self._all_true[: len(rows)] if all(samples) else np.array(samples)
 
 
 def _packing_order(row: Row) -> tuple[bool, int]:
@@ -77,37 +125,39 @@ def _packing_order(row: Row) -> tuple[bool, int]:
     return chunk.num_tokens > 1, chunk.start
 
 
-def _positions(
-    starts: IntArray, counts: IntArray, slots: IntArray, offsets: IntArray, num_tokens: int
-) -> tuple[IntArray, IntArray]:
-    """Each packed token's position in its sequence, and its slot."""
-    if num_tokens == len(starts):
-        return starts, slots
-    positions = np.repeat(starts - offsets[:-1], counts) + np.arange(num_tokens)
-    return positions, np.repeat(slots, counts)
+def _num_decodes(rows: list[Row]) -> int:
+    if rows[-1][2].num_tokens == 1:
+        return len(rows)
+    return sum(chunk.num_tokens == 1 for _, _, chunk in rows)
 
 
-def _input_ids(rows: list[Row], offsets: IntArray, num_tokens: int) -> tuple[IntArray, list[int], list[int]]:
-    """Packed token ids; a token that is still on the device is 0 here, with its place and slot."""
-    input_ids = np.zeros(num_tokens, dtype=np.int64)
-    fed_positions: list[int] = []
-    fed_slots: list[int] = []
-    first_tokens: list[int] = []
+def _single_tokens(rows: list[Row]) -> tuple[list[int], list[int]]:
+    """Each row's one token, and the places of those that are still on the device (0 here)."""
+    tokens: list[int] = []
+    fed: list[int] = []
     for place, (_, sequence, chunk) in enumerate(rows):
-        known, start, end = len(sequence.tokens), chunk.start, chunk.start + chunk.num_tokens
-        first_tokens.append(sequence.tokens[start] if start < known else 0)
-        if chunk.num_tokens > 1:
-            begin = int(offsets[place])
-            input_ids[begin : begin + min(known, end) - start] = sequence.tokens[start:end]
-        if end > known:
-            fed_positions.append(int(offsets[place + 1]) - 1)
-            fed_slots.append(chunk.slot)
-    input_ids[offsets[:-1]] = first_tokens
-    return input_ids, fed_positions, fed_slots
+        if chunk.start < len(sequence.tokens):
+            tokens.append(sequence.tokens[chunk.start])
+        else:
+            tokens.append(0)
+            fed.append(place)
+    return tokens, fed
 
 
-def _to_device(values: IntArray, device: torch.device) -> torch.Tensor:
+def _chunk_tokens(rows: list[Row], offsets: IntArray, num_tokens: int) -> tuple[IntArray, list[int]]:
+    """All packed tokens, and the rows whose last one is still on the device (0 here)."""
+    input_ids = np.zeros(num_tokens, dtype=np.int64)
+    fed: list[int] = []
+    for place, (_, sequence, chunk) in enumerate(rows):
+        begin, end = int(offsets[place]), chunk.start + chunk.num_tokens
+        known = sequence.tokens[chunk.start : end]
+        input_ids[begin : begin + len(known)] = known
+        if len(known) < chunk.num_tokens:
+            fed.append(place)
+    return input_ids, fed
+
+
+def to_device(values: IntArray, device: torch.device) -> torch.Tensor:
+    """A copy on the device; on the CPU the same memory."""
     tensor = torch.from_numpy(values)
-    if device.type == "cpu":
-        return tensor
-    return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

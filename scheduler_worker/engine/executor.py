@@ -20,7 +20,7 @@ import torch
 from scheduler_worker.core.plan import Capacity, Chunk, StepPlan, SwapIn
 from scheduler_worker.engine.attention.base import AttentionBackend, LayerSpec
 from scheduler_worker.engine.attention.sdpa import SdpaBackend
-from scheduler_worker.engine.batch import PackedBatch, Row, pack
+from scheduler_worker.engine.batch import PackedBatch, Packer, to_device
 from scheduler_worker.engine.block_tables import BlockTables
 from scheduler_worker.engine.checkpoints import CheckpointStore, DiskCheckpoints, MemoryCheckpoints
 from scheduler_worker.engine.errors import CheckpointDamaged, SettingsError
@@ -54,6 +54,7 @@ class TorchExecutor:
         self._tables = BlockTables(
             settings.num_slots, -(-self._max_model_len // shape.block_size), self._cache.null_block
         )
+        self._packer = Packer(self._tables.table, shape.block_size, self._device)
         self._backend = _backend(settings, self._cache, layers, self._device, self._max_model_len)
         self._runner = ModelRunner(model, self._backend)
         self._sampler = Sampler(settings.num_slots, loaded.vocab_size, self._device)
@@ -128,15 +129,12 @@ class TorchExecutor:
         timing = self._launched[0].timing
         return timing is None or timing[1].query()
 
-    @torch.inference_mode()
     def collect(self) -> StepOutput:
         """The output of the oldest launched step; waits for it."""
         step = self._launched.popleft()
         if step.timing is not None:
             step.timing[1].synchronize()
         rows = step_rows(step)
-        for _, sequence, chunk in step.rows:
-            sequence.num_pending -= chunk.samples
         for _, sequence, chunk in step.broken:
             self._contain(sequence, chunk)
         return StepOutput(
@@ -224,7 +222,7 @@ class TorchExecutor:
 
     def _compute(self, step: LaunchedStep) -> None:
         timing = self._start_timing()
-        batch = self._pack(step.rows)
+        batch = self._packer.pack(step.rows)
         if batch.fed_positions:
             self._feed(batch)
         self._runner.plan(batch.attention)
@@ -235,9 +233,6 @@ class TorchExecutor:
         if timing is not None:
             timing[1].record()
         step.timing = timing
-
-    def _pack(self, rows: list[Row]) -> PackedBatch:
-        return pack(rows, self._tables.table, self._cache.shape.block_size, self._device)
 
     def _start_timing(self) -> tuple[torch.cuda.Event, torch.cuda.Event] | None:
         if self._device.type != "cuda":
@@ -254,10 +249,11 @@ class TorchExecutor:
 
     def _leave_on_device(self, batch: PackedBatch, sampled: Sampled) -> Sampled:
         """Keep sampled ids for the next step and start their way to the host."""
-        slots = torch.from_numpy(batch.sampling.slots).pin_memory().to(self._device, non_blocking=True)
+        slots = to_device(batch.sampling.slots, self._device)
         self._last_ids.index_copy_(0, slots, sampled.ids)
         return sampled.to_host()
 
+    @torch.inference_mode()
     def _contain(self, sequence: EngineSequence, chunk: Chunk) -> None:
         """A row with broken logits: its sequence is over, and what it wrote must not reach others as
         padding."""
@@ -295,7 +291,7 @@ class TorchExecutor:
         self._tables.place(sequence, 0, blocks)
         half = len(ids) // 2
         for chunk in (Chunk("", 0, 0, half, False), Chunk("", 0, half, len(ids) - half, True)):
-            batch = self._pack([(0, sequence, chunk)])
+            batch = self._packer.pack([(0, sequence, chunk)])
             self._runner.plan(batch.attention)
             logits = self._runner.forward(batch.input_ids, batch.position_ids, batch.last_tokens)
         self._tables.vacate(sequence)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import isfinite
 
-import numpy as np
 import torch
 
 from scheduler_worker.core.plan import FilledBlock, StepPlan
@@ -56,19 +56,21 @@ def step_rows(step: LaunchedStep) -> tuple[RowOutput, ...]:
 
 def _fill_outputs(step: LaunchedStep, sampled: Sampled, outputs: list[RowOutput | None]) -> None:
     ids = sampled.ids.tolist()
-    peaks = sampled.peaks.float().numpy()
-    broken = () if np.isfinite(peaks).all() else set(np.flatnonzero(~np.isfinite(peaks)).tolist())
+    peaks = sampled.peaks.tolist()
     logprobs = _logprob_reader(sampled)
-    for index, (row, token_id) in enumerate(zip(step.rows, ids, strict=True)):
-        place, sequence, chunk = row
-        if index in broken:
-            step.broken.append(row)
+    for index, (place, sequence, chunk) in enumerate(step.rows):
+        if chunk.samples:
+            sequence.num_pending -= 1
+        if not isfinite(peaks[index]):
+            step.broken.append(step.rows[index])
             outputs[place] = RowOutput(chunk.seq_id, (), error=NOT_FINITE)
         elif chunk.samples:
+            token_id = ids[index]
             sequence.tokens.append(token_id)
-            stopped = token_id in sequence.stop_ids
             reported = logprobs(index, sequence, token_id) if logprobs else None
-            outputs[place] = RowOutput(chunk.seq_id, (token_id,), stopped, None, reported)
+            outputs[place] = RowOutput(
+                chunk.seq_id, (token_id,), token_id in sequence.stop_ids, None, reported
+            )
         else:
             outputs[place] = RowOutput(chunk.seq_id, ())
 
@@ -99,9 +101,12 @@ def filled_blocks(step: LaunchedStep, block_size: int) -> tuple[FilledBlock, ...
     """Blocks that this step filled to the end, with the hash of all tokens up to there; not those of broken
     rows."""
     broken = {sequence.seq_id for _, sequence, _ in step.broken}
-    return tuple(
-        FilledBlock(sequence.seq_id, index, sequence.block_hash(index, block_size))
-        for _, sequence, chunk in step.rows
-        for index in range(chunk.start // block_size, (chunk.start + chunk.num_tokens) // block_size)
-        if sequence.seq_id not in broken
-    )
+    filled: list[FilledBlock] = []
+    for _, sequence, chunk in step.rows:
+        first, end = chunk.start // block_size, (chunk.start + chunk.num_tokens) // block_size
+        if first < end and sequence.seq_id not in broken:
+            filled += (
+                FilledBlock(sequence.seq_id, index, sequence.block_hash(index, block_size))
+                for index in range(first, end)
+            )
+    return tuple(filled)

@@ -161,10 +161,10 @@ class Sampler:
     def sample(self, logits: torch.Tensor, rows: SampleRows) -> Sampled:
         """The next token of each row of `logits` `[rows, vocab]`. Rows that do not sample get an unused
         one."""
-        needed = np.where(rows.samples, self._needs[rows.slots], 0)
+        needed = self._needs[rows.slots]
         if not needed.any():
             return Sampled(*_likeliest(logits))
-        return self._sample_by_need(logits.float(), rows, needed)
+        return self._sample_by_need(logits.float(), rows, np.where(rows.samples, needed, 0))
 
     def _sample_by_need(self, logits: torch.Tensor, rows: SampleRows, needed: IntArray) -> Sampled:
         wanted = int(np.bitwise_or.reduce(needed))

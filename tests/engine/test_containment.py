@@ -94,6 +94,29 @@ def test_blocks_that_held_nan_do_no_harm_to_those_who_get_them_next() -> None:
     assert [output["0"], output["1"]] == expected
 
 
+def test_padding_of_a_short_row_never_reads_a_broken_neighbours_blocks() -> None:
+    """The short row takes a slot whose old, longer block table named the blocks that its neighbour has
+    now."""
+    model = make_model("llama")
+    prompt = make_prompt(5, 1)
+    expected = reference(model, prompt, 8)
+    poison(model, 500)
+    assert all(500 not in tokens for tokens in (prompt, expected))
+    planner = HandPlanner(make_executor(model), chunk_size=40)
+    planner.add("old", make_prompt(40, 2), 1)
+    planner.step()
+    planner.free_slots.sort()
+    planner.free_blocks.sort()
+    planner.add("short", prompt, 8)
+    planner.add(
+        "bad", [*make_prompt(41, 4)[:-1], 500], 7
+    )  # its last chunk is one token, like the short row's
+    output = planner.run()
+
+    assert planner.sequences["bad"].error
+    assert output["short"] == expected
+
+
 def test_blocks_of_a_broken_row_are_not_offered_as_a_prefix() -> None:
     model = make_model("llama")
     poison(model, 500)

@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
 TableArray = npt.NDArray[np.int32]
 
 

@@ -110,52 +110,51 @@ class SdpaBackend:
         return _WindowPlan(groups, [self._prefill_chunk(batch, row, window) for row in rows])
 
     def _decode_groups(self, batch: AttentionBatch, window: int | None) -> list[_DecodeGroup]:
-        num_rows = batch.num_decode_rows
-        lengths = batch.lengths[:num_rows]
-        spans = lengths if window is None else np.minimum(lengths, window)
-        bounds = _group_bounds(spans.tolist(), self._group_tokens)
-        return [self._decode_group(batch, first, last, window) for first, last in bounds]
-
-    def _decode_group(self, batch: AttentionBatch, first: int, last: int, window: int | None) -> _DecodeGroup:
-        lengths = batch.lengths[first:last]
-        longest = int(lengths[-1])
-        if window is None or longest <= window:
-            num_blocks = (longest - 1) // self._block_size + 1
-            blocks = batch.block_tables[batch.slots[first:last], :num_blocks]
-            mask = self._length_mask(lengths, num_blocks * self._block_size)
+        lengths = batch.lengths[: batch.num_decode_rows]
+        if window is None or int(lengths[-1]) <= window:
+            spans = lengths
+            blocks, mask = self._full_context(batch, lengths)
         else:
-            blocks, mask = self._windowed(batch, first, last, window)
-        return _DecodeGroup(
-            first=first,
-            last=last,
-            num_tokens=blocks.shape[1] * self._block_size,
-            blocks=torch.from_numpy(blocks.reshape(-1)).to(self._device),
-            mask=mask[:, None, None, :],
-        )
+            spans = np.minimum(lengths, window) + self._block_size
+            blocks, mask = self._latest_context(batch, lengths, window)
+        bounds = _group_bounds(spans.tolist(), self._group_tokens)
+        return [self._decode_group(first, last, spans, blocks, mask) for first, last in bounds]
 
-    def _length_mask(self, lengths: IntArray, num_tokens: int) -> torch.Tensor:
-        """`[rows, num_tokens]`: 0 where a row has context, -inf behind it; rows are windows of one long
+    def _decode_group(
+        self, first: int, last: int, spans: IntArray, blocks: TableArray, mask: torch.Tensor
+    ) -> _DecodeGroup:
+        """Cut one group's rows out of the step's blocks `[rows, blocks]` and mask `[rows, 1, 1, tokens]`."""
+        num_blocks = min(-(-int(spans[last - 1]) // self._block_size), blocks.shape[1])
+        num_tokens = num_blocks * self._block_size
+        ids = torch.from_numpy(blocks[first:last, :num_blocks].reshape(-1))
+        if self._device.type != "cpu":
+            ids = ids.to(self._device)
+        return _DecodeGroup(first, last, num_tokens, ids, mask[first:last, :, :, :num_tokens])
+
+    def _full_context(self, batch: AttentionBatch, lengths: IntArray) -> tuple[TableArray, torch.Tensor]:
+        """All blocks of each row; a mask's row is 0 for its context and -inf behind: a window of one long
         ramp."""
+        num_blocks = (int(lengths[-1]) - 1) // self._block_size + 1
         shift = torch.from_numpy(self._max_tokens - lengths).to(self._device)
-        return self._ramp.unfold(0, num_tokens, 1).index_select(0, shift)
+        mask = self._ramp.unfold(0, num_blocks * self._block_size, 1).index_select(0, shift)
+        return batch.block_tables[batch.slots[: len(lengths)], :num_blocks], mask[:, None, None, :]
 
-    def _windowed(
-        self, batch: AttentionBatch, first: int, last: int, window: int
+    def _latest_context(
+        self, batch: AttentionBatch, lengths: IntArray, window: int
     ) -> tuple[TableArray, torch.Tensor]:
-        """Block ids and mask of the blocks that hold each row's latest `window` tokens."""
-        lengths = batch.lengths[first:last]
+        """The blocks that hold each row's latest `window` tokens, and the mask of those tokens."""
         seen_from = np.maximum(lengths - window, 0)
         first_block = seen_from // self._block_size
         num_blocks = int(((lengths - 1) // self._block_size - first_block).max()) + 1
         columns = first_block[:, None] + np.arange(num_blocks)
         width = batch.block_tables.shape[1]
-        found = batch.block_tables[batch.slots[first:last, None], np.minimum(columns, width - 1)]
+        found = batch.block_tables[batch.slots[: len(lengths), None], np.minimum(columns, width - 1)]
         blocks = np.where(columns < width, found, np.int32(self._cache.null_block))
         positions = (first_block * self._block_size)[:, None] + np.arange(num_blocks * self._block_size)
         hidden = (positions >= lengths[:, None]) | (positions < seen_from[:, None])
         mask = torch.zeros(hidden.shape, dtype=self._cache.shape.dtype)
         mask.masked_fill_(torch.from_numpy(hidden), -torch.inf)
-        return blocks, mask.to(self._device)
+        return blocks, mask.to(self._device)[:, None, None, :]
 
     def _prefill_chunk(self, batch: AttentionBatch, row: int, window: int | None) -> _PrefillChunk:
         first, last = int(batch.offsets[row]), int(batch.offsets[row + 1])
