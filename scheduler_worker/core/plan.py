@@ -171,6 +171,7 @@ class Reason(StrEnum):
     CLASS_MAY_NOT_YIELD = "class_may_not_yield"
     PAST_MAX_GENERATED = "past_max_generated"
     PAST_MAX_PREEMPTIONS = "past_max_preemptions"
+    WITHIN_MIN_RESIDENCY = "within_min_residency"
     NO_BLOCKS = "no_blocks"
     HEAD_HOLDS_BLOCKS = "head_holds_blocks"
     SWAPPED_IN = "swapped_in"

@@ -82,3 +82,103 @@ class SequenceHeader:
     def num_tokens(self) -> int:
         """Tokens known so far: the prompt and what was already generated."""
         return self.num_prompt_tokens + self.num_generated_tokens
+
+
+class Sequence:
+    """A request's mutable scheduling state. Counts only; the token ids are the executor's.
+
+    `num_sampled` counts output tokens that are booked, those still in flight included; `pending` names the steps in
+    flight that sample one. While a sequence decodes in lockstep, `core.lockstep` derives both counts from the step
+    number and the fields here are those of the moment it joined.
+    """
+
+    __slots__ = (
+        "arrived_at",
+        "blocks",
+        "bound_at",
+        "checkpoint_blocks",
+        "class_id",
+        "deadline_at",
+        "first_scheduled_at",
+        "first_token_at",
+        "hashes",
+        "header",
+        "is_charged",
+        "is_late",
+        "join_step",
+        "last_step",
+        "latest_start_at",
+        "max_tokens",
+        "needs_table",
+        "num_bypasses",
+        "num_cached_tokens",
+        "num_computed",
+        "num_preemptions",
+        "num_prompt_tokens",
+        "num_registered",
+        "num_sampled",
+        "number",
+        "offset",
+        "parked_at",
+        "parked_by_memory",
+        "parked_s",
+        "pending",
+        "prefill_s",
+        "promised_blocks",
+        "queue_token",
+        "rank",
+        "resident_since",
+        "seq_id",
+        "slot",
+        "state",
+        "tenant",
+        "tier_at",
+        "told",
+    )
+
+    def __init__(self, header: SequenceHeader, max_tokens: int) -> None:
+        self.header = header
+        self.seq_id = header.seq_id
+        self.tenant = header.tenant
+        self.number = header.arrival_number
+        self.arrived_at = header.arrived_at
+        self.num_prompt_tokens = header.num_prompt_tokens
+        self.max_tokens = max_tokens
+        self.num_sampled = header.num_generated_tokens
+        self.state = SequenceState.WAITING
+        self._start_clean()
+
+    def _start_clean(self) -> None:
+        self.class_id = self.header.class_id
+        self.rank = 0
+        self.num_computed = self.num_cached_tokens = self.num_registered = 0
+        self.blocks: list[int] = []
+        self.hashes: list[int] = []
+        self.promised_blocks = self.checkpoint_blocks = 0
+        self.slot: int | None = None
+        self.pending: list[int] = []
+        self.join_step = self.last_step = self.offset = 0
+        self.queue_token = self.num_bypasses = self.num_preemptions = 0
+        self.needs_table = True
+        self.is_late = self.is_charged = self.parked_by_memory = False
+        self.told: tuple[str, ...] = ()
+        self.deadline_at = self.latest_start_at = self.tier_at = self.bound_at = self.prefill_s = 0.0
+        self.resident_since = self.parked_s = 0.0
+        self.parked_at: float | None = None
+        self.first_scheduled_at: float | None = None
+        self.first_token_at: float | None = None
+
+    def move(self, wanted: SequenceState) -> None:
+        """Change state; raises `IllegalTransition` for a move that `TRANSITIONS` lacks."""
+        check_transition(self.seq_id, self.state, wanted)
+        self.state = wanted
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens to be computed before the next one can be sampled (not valid in lockstep)."""
+        return self.num_prompt_tokens + self.num_sampled
+
+    @property
+    def has_first_token(self) -> bool:
+        """Whether its TTFT is settled, here or by the worker that began it."""
+        return self.first_token_at is not None or self.header.num_generated_tokens > 0

@@ -1,0 +1,187 @@
+"""KV-cache blocks: who holds which, which hold a known prefix, and which to give up first.
+
+A block is held (its reference count is above 0) or available. An available block whose content is known by its hash
+is *cached*: it can be taken back by a prefix hit, and is given up in least-recently-used order, after the blocks
+that hold nothing. Planning works on a `BlockDraft`, which sees the pool and changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Sequence
+
+
+class BlockPool:
+    """Accounting of `num_blocks` blocks of `block_size` tokens, numbered from 0."""
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.num_promised = 0
+        self._num_holders = [0] * num_blocks
+        self._hash_of: dict[int, int] = {}
+        self._block_of: dict[int, int] = {}
+        self._empty: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+        self._cached: OrderedDict[int, None] = OrderedDict()
+
+    @property
+    def num_available(self) -> int:
+        """Blocks that nobody holds, cached ones included."""
+        return len(self._empty) + len(self._cached)
+
+    @property
+    def num_cached(self) -> int:
+        """Available blocks whose content is known."""
+        return len(self._cached)
+
+    @property
+    def num_used(self) -> int:
+        """Blocks that somebody holds."""
+        return self.num_blocks - self.num_available
+
+    def blocks_for(self, num_tokens: int) -> int:
+        """Blocks that hold this many tokens."""
+        return -(-num_tokens // self.block_size)
+
+    def match(self, hashes: Sequence[int], max_blocks: int) -> list[int]:
+        """The blocks of the longest known prefix, at most `max_blocks`."""
+        found: list[int] = []
+        for block_hash in hashes[:max_blocks]:
+            block = self._block_of.get(block_hash)
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def is_held(self, block: int) -> bool:
+        """Whether a sequence holds the block."""
+        return self._num_holders[block] > 0
+
+    def num_holders(self, block: int) -> int:
+        """How many sequences hold the block."""
+        return self._num_holders[block]
+
+    def hold(self, blocks: Iterable[int], hits: int = 0) -> None:
+        """One more holder for each; the first `hits` keep their content, the others are about to be overwritten."""
+        for index, block in enumerate(blocks):
+            if self._num_holders[block] == 0:
+                self._take(block, keep=index < hits)
+            self._num_holders[block] += 1
+
+    def _take(self, block: int, keep: bool) -> None:
+        if block in self._empty:
+            del self._empty[block]
+            return
+        del self._cached[block]
+        if not keep:
+            del self._block_of[self._hash_of.pop(block)]
+
+    def release(self, blocks: Sequence[int]) -> None:
+        """One holder less for each; a prefix's last blocks are given up before its first ones."""
+        for block in reversed(blocks):
+            self._num_holders[block] -= 1
+            if self._num_holders[block] == 0:
+                (self._cached if block in self._hash_of else self._empty)[block] = None
+
+    def register(self, block: int, block_hash: int) -> None:
+        """The held block's content is known by this hash from now on, unless another block has it already."""
+        if block_hash not in self._block_of and block not in self._hash_of:
+            self._block_of[block_hash] = block
+            self._hash_of[block] = block_hash
+
+    def forget_contents(self) -> None:
+        """Drop every known prefix (the device's memory is not to be trusted)."""
+        self._block_of.clear()
+        self._hash_of.clear()
+        while self._cached:
+            self._empty[self._cached.popitem(last=False)[0]] = None
+
+    def draft(self) -> BlockDraft:
+        """A view to plan with."""
+        return BlockDraft(self)
+
+    def available(self) -> Iterator[int]:
+        """Available blocks, the first to give up first."""
+        yield from self._empty
+        yield from self._cached
+
+    def check_integrity(self, held: Iterable[Sequence[int]]) -> None:
+        """Raise AssertionError unless free + used == total and the holders are exactly the tables of `held`."""
+        counts = [0] * self.num_blocks
+        for table in held:
+            assert len(set(table)) == len(table), f"a block twice in one table: {table}"
+            for block in table:
+                counts[block] += 1
+        assert counts == self._num_holders, "reference counts differ from the block tables"
+        free = [block for block, count in enumerate(counts) if count == 0]
+        assert sorted([*self._empty, *self._cached]) == free, "available blocks are not those without a holder"
+        assert {self._block_of[h]: h for h in self._block_of} == self._hash_of, "hashes are not one to one"
+        assert all(block in self._hash_of for block in self._cached), "a cached block without a hash"
+        assert not any(block in self._hash_of for block in self._empty), "an empty block with a hash"
+
+
+class BlockDraft:
+    """What would be left of the pool while a step is planned. The pool itself stays as it is."""
+
+    def __init__(self, pool: BlockPool) -> None:
+        self._pool = pool
+        self._source = pool.available()
+        self._given_back: dict[int, None] = {}
+        self._num_dropped: dict[int, int] = {}
+        self._overwritten: set[int] = set()
+        self._reused: set[int] = set()
+        self.num_available = pool.num_available
+        self.num_promised = pool.num_promised
+
+    @property
+    def num_unpromised(self) -> int:
+        """Blocks that could be taken without breaking a promise of growth."""
+        return self.num_available - self.num_promised
+
+    def match(self, hashes: Sequence[int], max_blocks: int) -> list[int]:
+        """The longest known prefix whose blocks this step has not given to somebody else."""
+        found = self._pool.match(hashes, max_blocks)
+        for index, block in enumerate(found):
+            if block in self._overwritten:
+                return found[:index]
+        return found
+
+    def num_idle(self, hits: Iterable[int]) -> int:
+        """How many of these hits use up an available block because nobody holds them."""
+        return sum(1 for block in hits if self._is_available(block))
+
+    def take(self, num_blocks: int) -> tuple[int, ...]:
+        """The next blocks; the caller has checked `num_available`."""
+        taken = tuple(self._next() for _ in range(num_blocks))
+        self.num_available -= num_blocks
+        return taken
+
+    def take_hits(self, hits: Iterable[int]) -> None:
+        """Hold these known blocks, content and all."""
+        for block in hits:
+            if self._is_available(block):
+                self._reused.add(block)
+                self.num_available -= 1
+
+    def give_back(self, blocks: Iterable[int]) -> None:
+        """A victim's blocks: those that nobody else holds can be taken in this step."""
+        for block in blocks:
+            dropped = self._num_dropped[block] = self._num_dropped.get(block, 0) + 1
+            if block not in self._reused and self._pool.num_holders(block) == dropped:
+                self._given_back[block] = None
+                self.num_available += 1
+
+    def _next(self) -> int:
+        for block in self._source:
+            if block not in self._reused:
+                self._overwritten.add(block)
+                return block
+        block = next(block for block in self._given_back if block not in self._reused)
+        del self._given_back[block]
+        self._overwritten.add(block)
+        return block
+
+    def _is_available(self, block: int) -> bool:
+        if block in self._overwritten or block in self._reused:
+            return False
+        return not self._pool.is_held(block) or block in self._given_back

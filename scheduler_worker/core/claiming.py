@@ -1,0 +1,130 @@
+"""Which waiting sequences this worker should claim: those that would start within two steps, and no more.
+
+A claim takes a sequence from the other workers, so it comes late. Counted are slots and tokens that two steps offer,
+rows that book their last token in them, and, for urgent sequences, rows that preemption could take.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from scheduler_worker.core.plan import Reason
+from scheduler_worker.core.preemption import why_not
+from scheduler_worker.core.sequence import Sequence, SequenceState
+from scheduler_worker.core.state import State
+from scheduler_worker.core.step_builder import start_cost
+from scheduler_worker.core.turns import Turns, is_urgent
+
+NUM_STEPS: Final = 2
+MAX_WITHOUT_BLOCKS: Final = 1
+MAX_EXAMINED: Final = 512
+
+
+def claim_candidates(state: State, now: float) -> tuple[str, ...]:
+    """Ids of waiting sequences to claim, best first."""
+    if not len(state.waiting):
+        return ()
+    return tuple(_Claims(state, now).choose())
+
+
+class _Claims:
+    def __init__(self, state: State, now: float) -> None:
+        self._state = state
+        self._now = now
+        claimed = [one for one in state.ready.sequences.values() if one.state is SequenceState.CLAIMED]
+        self._num_slots = self._slots_within_two_steps() - len(claimed)
+        self._num_tokens = NUM_STEPS * state.token_budget - sum(one.num_tokens for one in claimed)
+        self._num_blocks = state.pool.num_available - state.pool.num_promised
+        self._num_without_blocks = 0
+        self._num_yielding: dict[int, int] = {}
+        self._extra: dict[str, float] = {}
+        for one in claimed:
+            self._count(one)
+
+    def _slots_within_two_steps(self) -> int:
+        state = self._state
+        ending = len(state.closing) + state.lockstep.num_ending_by(state.step + NUM_STEPS)
+        running = state.num_running + len(state.closing)
+        return state.row_limit - running + ending
+
+    def _count(self, sequence: Sequence) -> None:
+        """One that is claimed takes blocks, and its class's turn."""
+        self._num_blocks -= self._state.blocks_promised_to(sequence)
+        self._num_without_blocks += self._num_blocks < 0
+        weight = self._state.ledger.classes[sequence.class_id].weight
+        cost = start_cost(self._state, sequence, 0) / weight
+        self._extra[sequence.class_id] = self._extra.get(sequence.class_id, 0.0) + cost
+
+    def choose(self) -> list[str]:
+        """Walk the line until slots or tokens are spoken for."""
+        chosen: list[str] = []
+        if self._num_slots <= 0 and not self._somebody_is_pressed():
+            return chosen
+        state = self._state
+        with Turns(state.waiting, state.ledger, state.policy, self._now, self._extra) as turns:
+            for examined, (sequence, reason) in enumerate(turns):
+                if examined >= MAX_EXAMINED or not self._goes_on(reason):
+                    break
+                if self._wants(sequence):
+                    chosen.append(sequence.seq_id)
+                    turns.charge(sequence, start_cost(state, sequence, 0))
+        return chosen
+
+    def _somebody_is_pressed(self) -> bool:
+        """Whether a waiting sequence is urgent: only such a one can do without a free slot."""
+        within_s = self._state.policy.step.rescue_within_s
+        for queue in self._state.waiting.classes.values():
+            first = queue.by_latest_start.first()
+            if first is not None and first.latest_start_at <= self._now + within_s:
+                return True
+        return False
+
+    def _goes_on(self, reason: Reason) -> bool:
+        if reason in (Reason.STARVING, Reason.RESCUE):
+            return self._num_tokens > 0
+        return self._num_slots > 0 and self._num_tokens > 0
+
+    def _wants(self, sequence: Sequence) -> bool:
+        urgent = is_urgent(sequence, self._now, self._state.policy.step.rescue_within_s)
+        if self._num_slots <= 0 and not (urgent and self._could_preempt(sequence)):
+            return False
+        if not self._fits(sequence):
+            return False
+        self._num_slots -= 1
+        self._num_tokens -= min(sequence.num_tokens, self._state.policy.step.max_chunk_tokens * NUM_STEPS)
+        return True
+
+    def _could_preempt(self, sequence: Sequence) -> bool:
+        """Whether a row would yield to it that no other claimed sequence counts on."""
+        rank = sequence.rank
+        if rank not in self._num_yielding:
+            self._num_yielding[rank] = self._count_yielding(rank)
+        taken = max(0, -self._num_slots)
+        return taken < self._num_yielding[rank]
+
+    def _count_yielding(self, rank: int) -> int:
+        state = self._state
+        rows = (*state.lockstep.rows.values(), *state.catching_up.values())
+        return sum(
+            1
+            for one in rows
+            if one.rank > rank
+            and why_not(
+                one,
+                state.lockstep.num_generated(one),
+                rank,
+                state.class_policy(one.class_id).preemption,
+                self._now,
+            )
+            is None
+        )
+
+    def _fits(self, sequence: Sequence) -> bool:
+        """Blocks are counted, and one that lacks them is claimed all the same: blocks are held for it."""
+        needed = self._state.blocks_promised_to(sequence)
+        if needed > self._num_blocks:
+            if self._num_without_blocks >= MAX_WITHOUT_BLOCKS:
+                return False
+            self._num_without_blocks += 1
+        self._num_blocks -= needed
+        return True

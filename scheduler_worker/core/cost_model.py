@@ -1,0 +1,119 @@
+"""How long a step takes, as a function of its shape, learned while the worker runs.
+
+    seconds = base + row · decode rows + prefill · prompt tokens + kv · context tokens read + pair · query-key pairs
+
+Fitted by recursive least squares with forgetting, on *relative* errors, so that short and long steps count alike and
+a step that took ten times too long (a page fault, a compilation) can pull no harder than its clipped residual.
+Coefficients are never negative when predicting: a step does not get shorter by doing more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from scheduler_worker.core.plan import StepShape
+
+NAMES: Final = ("base_s", "decode_row_s", "prefill_token_s", "kv_token_s", "attention_pair_s")
+SCALES: Final = (1.0, 1 / 32, 1 / 256, 1 / 32_768, 1 / 262_144)
+FORGETTING: Final = 0.998
+MIN_CLIP: Final = 0.2
+CLIP_DEVIATIONS: Final = 4.0
+NUM_WARM: Final = 64
+MIN_STEP_S: Final = 1e-6
+Vector = list[float]
+
+
+class CostModel:
+    """Predicts and learns step times; `prior` is used until steps have been seen."""
+
+    def __init__(self, prior: Mapping[str, float] | None = None) -> None:
+        given = prior or {"base_s": 0.005, "decode_row_s": 5e-5, "prefill_token_s": 5e-5}
+        self._theta = [given.get(name, 0.0) / scale for name, scale in zip(NAMES, SCALES, strict=True)]
+        self._covariance = [[0.0] * 5 for _ in range(5)]
+        for index in range(5):
+            self._covariance[index][index] = 1e3
+        self._deviation = MIN_CLIP
+        self.num_observed = int(given.get("num_observed", 0))
+        self.slowness = 1.0
+
+    def predict(self, shape: StepShape) -> float:
+        """Seconds that a step of this shape takes."""
+        theta = self._theta
+        seconds = (
+            max(theta[0], 0.0)
+            + max(theta[1], 0.0) * shape.num_decode_rows * SCALES[1]
+            + max(theta[2], 0.0) * shape.num_prefill_tokens * SCALES[2]
+            + max(theta[3], 0.0) * shape.num_kv_tokens * SCALES[3]
+            + max(theta[4], 0.0) * shape.num_attention_pairs * SCALES[4]
+        )
+        return max(seconds, MIN_STEP_S)
+
+    def prefill_s(self, num_tokens: int, num_context: int = 0) -> float:
+        """Seconds that these prompt tokens add to the steps that carry them, and one step's base."""
+        pairs = num_tokens * num_context + num_tokens * (num_tokens + 1) // 2
+        return self.predict(
+            StepShape(num_prefill_tokens=num_tokens, num_kv_tokens=num_context, num_attention_pairs=pairs)
+        )
+
+    def prefill_token_s(self, num_context: int) -> float:
+        """Seconds that one more prompt token adds after `num_context` others."""
+        linear = max(self._theta[2], 0.0) * SCALES[2]
+        return linear + max(self._theta[4], 0.0) * SCALES[4] * num_context
+
+    def observe(self, shape: StepShape, seconds: float) -> None:
+        """Learn from a step that took so long."""
+        if seconds <= 0.0:
+            return
+        predicted = self.predict(shape)
+        self.slowness += 0.02 * (min(seconds / predicted, 10.0) - self.slowness)
+        self.num_observed += 1
+        weight = 1.0 / max(seconds, MIN_STEP_S)
+        row = [
+            weight,
+            weight * shape.num_decode_rows * SCALES[1],
+            weight * shape.num_prefill_tokens * SCALES[2],
+            weight * shape.num_kv_tokens * SCALES[3],
+            weight * shape.num_attention_pairs * SCALES[4],
+        ]
+        self._learn(row)
+
+    def _learn(self, row: Vector) -> None:
+        theta, covariance = self._theta, self._covariance
+        projected = [sum(map(float.__mul__, line, row)) for line in covariance]
+        spread = FORGETTING + sum(map(float.__mul__, row, projected))
+        residual = 1.0 - sum(map(float.__mul__, row, theta))
+        residual = self._clipped(residual)
+        for index in range(5):
+            gain = projected[index] / spread
+            theta[index] += gain * residual
+            line = covariance[index]
+            for other in range(5):
+                line[other] = (line[other] - gain * projected[other]) / FORGETTING
+        self._bound_covariance()
+
+    def _clipped(self, residual: float) -> float:
+        """Huber's rule: beyond a few usual deviations an error counts as that much, once the model is warm."""
+        limit = max(MIN_CLIP, CLIP_DEVIATIONS * self._deviation)
+        clipped = min(max(residual, -limit), limit)
+        self._deviation += 0.02 * (abs(clipped) - self._deviation)
+        return clipped if self.num_observed > NUM_WARM else residual
+
+    def _bound_covariance(self) -> None:
+        """Directions that no step excites would grow without end under forgetting."""
+        for index in range(5):
+            if self._covariance[index][index] > 1e4:
+                shrink = (1e4 / self._covariance[index][index]) ** 0.5
+                for other in range(5):
+                    self._covariance[index][other] *= shrink
+                    self._covariance[other][index] *= shrink
+
+    def to_dict(self) -> dict[str, float]:
+        """Seconds per unit by name, for the wire; `from_dict` reads it."""
+        figures = {name: max(t, 0.0) * s for name, t, s in zip(NAMES, self._theta, SCALES, strict=True)}
+        return {**figures, "num_observed": float(self.num_observed), "slowness": self.slowness}
+
+    @classmethod
+    def from_dict(cls, figures: Mapping[str, float]) -> CostModel:
+        """A model that predicts by these figures and goes on learning from there."""
+        return cls(figures)

@@ -1,0 +1,235 @@
+"""Everything a scheduler knows, in one place: planning reads it, booking and applying change it.
+
+A sequence that is not finished is in exactly one of: `waiting` (not claimed), `ready` (claimed or parked, may start),
+`catching_up` (runs, behind its last token), `lockstep` (decodes), `closing` (its last token is booked) and
+`vacating` (parked, but a step in flight still names it, or its blocks are still to be copied out). `limbo` holds ended
+sequences whose slot and blocks a step in flight still uses.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections import deque
+from dataclasses import dataclass, field
+
+from scheduler_worker.core.batch_limit import BatchLimit
+from scheduler_worker.core.block_pool import BlockPool
+from scheduler_worker.core.cost_model import CostModel
+from scheduler_worker.core.fairness import Ledger
+from scheduler_worker.core.lockstep import Lockstep
+from scheduler_worker.core.output_lengths import OutputLengths
+from scheduler_worker.core.plan import Capacity, Finished, StepPlan
+from scheduler_worker.core.policy import ClassPolicy, Policy
+from scheduler_worker.core.preemption import Victim, return_cost
+from scheduler_worker.core.queues import ClassQueues
+from scheduler_worker.core.sequence import FinishReason, Sequence, SequenceHeader, SequenceState
+
+
+@dataclass(slots=True)
+class InFlight:
+    """A begun plan. `dropped`: its tokens for these are worth nothing; `closing`: it books their last token."""
+
+    plan: StepPlan
+    dropped: set[str] = field(default_factory=set)
+    closing: list[Sequence] = field(default_factory=list)
+
+
+class State:
+    """The parts and the few operations that more than one beat of a step needs."""
+
+    def __init__(self, policy: Policy, capacity: Capacity, cost_model: CostModel, policy_version: int) -> None:
+        self.policy = policy
+        self.policy_version = policy_version
+        self.capacity = capacity
+        self.cost_model = cost_model
+        self.step = 0
+        self.max_step_tokens = 1 << 30
+        self.ledger = Ledger(policy)
+        self.lockstep = Lockstep(capacity.block_size)
+        self.pool = BlockPool(capacity.num_blocks, capacity.block_size)
+        self.batch_limit = BatchLimit(policy.batch_limit, capacity.num_slots)
+        self.waiting = ClassQueues(self.ledger)
+        self.ready = ClassQueues(self.ledger)
+        self.sequences: dict[str, Sequence] = {}
+        self.catching_up: dict[str, Sequence] = {}
+        self.closing: dict[str, Sequence] = {}
+        self.vacating: dict[str, Sequence] = {}
+        self.limbo: list[Sequence] = []
+        self.returning: dict[str, SequenceHeader] = {}
+        self.in_flight: deque[InFlight] = deque()
+        self.free_slots: list[int] = list(range(capacity.num_slots))
+        self.notices: list[str] = []
+        self.num_checkpoint_blocks = 0
+        self.outputs: dict[str, OutputLengths] = {}
+        self._classes = {one.id: one for one in policy.classes}
+
+    def use_policy(self, policy: Policy, version: int) -> None:
+        """Take over the rules; sequences keep their places until they are asked to move."""
+        self.policy, self.policy_version = policy, version
+        self._classes = {one.id: one for one in policy.classes}
+        self.ledger.set_policy(policy)
+        self.batch_limit.set_rules(policy.batch_limit)
+
+    def class_policy(self, class_id: str) -> ClassPolicy:
+        """The rules of a class of this policy."""
+        return self._classes[class_id]
+
+    def resolve(self, class_id: str) -> ClassPolicy:
+        """The class that serves `class_id` now; an id that never was one is served by the least urgent."""
+        try:
+            return self._classes.get(class_id) or self.policy.find(class_id)
+        except KeyError:
+            return self.policy.least_urgent()
+
+    @property
+    def num_running(self) -> int:
+        """Sequences that take part in the next step."""
+        return len(self.lockstep) + len(self.catching_up)
+
+    @property
+    def row_limit(self) -> int:
+        """How many sequences may run at once: slots, the batch limit, and a token for each."""
+        return min(self.capacity.num_slots, self.batch_limit.limit, self.token_budget)
+
+    @property
+    def token_budget(self) -> int:
+        """Tokens of one step at most."""
+        return min(self.policy.step.max_num_batched_tokens, self.max_step_tokens)
+
+    def output_lengths(self, class_id: str) -> OutputLengths:
+        """What is known of the class's answers."""
+        lengths = self.outputs.get(class_id)
+        if lengths is None:
+            lengths = self.outputs[class_id] = OutputLengths()
+        return lengths
+
+    def set_deadlines(self, sequence: Sequence) -> None:
+        """Absolute times by which it must start, from its class's rules and the cost model as it is now."""
+        rules = self.class_policy(sequence.class_id)
+        sequence.rank = rules.rank
+        sequence.deadline_at = sequence.arrived_at + rules.slo.ttft_s
+        sequence.prefill_s = self.cost_model.prefill_s(sequence.num_tokens)
+        since, bound_s = sequence.arrived_at, rules.max_wait_s
+        if sequence.parked_at is not None:
+            since, bound_s = sequence.parked_at, rules.max_parked_s
+        sequence.bound_at = since + bound_s
+        sequence.tier_at = sequence.bound_at - self.policy.starvation.guard * bound_s
+        sequence.latest_start_at = sequence.deadline_at - sequence.prefill_s
+        if sequence.has_first_token:
+            sequence.latest_start_at = float("inf")
+
+    def blocks_promised_to(self, sequence: Sequence) -> int:
+        """Blocks for its tokens and for the growth that the policy reserves (not in lockstep)."""
+        expected = self.output_lengths(sequence.class_id).expected(sequence.max_tokens)
+        growth = max(0, expected - sequence.num_sampled) * self.policy.memory.reserve_growth
+        most = sequence.num_prompt_tokens + sequence.max_tokens - 1
+        num_tokens = max(sequence.num_tokens, min(sequence.num_tokens + int(growth), most))
+        return self.pool.blocks_for(num_tokens)
+
+    def promise(self, sequence: Sequence, num_blocks: int) -> None:
+        """Keep so many blocks, held ones included, for the sequence."""
+        self.pool.num_promised -= _gap(sequence)
+        sequence.promised_blocks = num_blocks
+        self.pool.num_promised += _gap(sequence)
+
+    def hold(self, sequence: Sequence, blocks: tuple[int, ...], num_hits: int = 0) -> None:
+        """Append blocks to the sequence's table."""
+        self.pool.num_promised -= _gap(sequence)
+        self.pool.hold(blocks, num_hits)
+        sequence.blocks.extend(blocks)
+        self.pool.num_promised += _gap(sequence)
+
+    def vacate(self, sequence: Sequence) -> None:
+        """Free its slot, its blocks and what was promised to it."""
+        self.promise(sequence, 0)
+        self.pool.release(sequence.blocks)
+        sequence.blocks = []
+        if sequence.slot is not None:
+            insort(self.free_slots, sequence.slot)
+            sequence.slot = None
+
+    def drop_checkpoint(self, sequence: Sequence) -> None:
+        """Forget the copy of its blocks on the host, if there is one."""
+        self.num_checkpoint_blocks -= sequence.checkpoint_blocks
+        sequence.checkpoint_blocks = 0
+
+    def stop_running(self, sequence: Sequence) -> None:
+        """Take it out of the rows of coming steps."""
+        if sequence in self.lockstep:
+            self.lockstep.leave(sequence)
+            self.ledger.join(sequence, -1)
+        else:
+            self.catching_up.pop(sequence.seq_id, None)
+            self.closing.pop(sequence.seq_id, None)
+
+    def as_victim(self, sequence: Sequence) -> Victim:
+        """What it would cost to bring the running sequence back."""
+        num_computed = self.lockstep.num_computed(sequence)
+        num_blocks = self.pool.blocks_for(num_computed)
+        recompute_s = self.cost_model.prefill_s(num_computed)
+        left = self.capacity.num_swap_blocks - self.num_checkpoint_blocks
+        cost, swaps = return_cost(num_blocks, recompute_s, self.capacity, self.policy.memory.swap, left)
+        return Victim(sequence, cost, swaps, len(sequence.blocks))
+
+    def end(
+        self,
+        sequence: Sequence,
+        reason: FinishReason,
+        now: float,
+        error: str | None = None,
+        num_missing: int = 0,
+    ) -> Finished:
+        """End a sequence in any state; blocks that a step in flight uses are kept in limbo until it is applied.
+
+        `num_missing` of its tokens were booked and did not come.
+        """
+        num_generated = self.lockstep.num_generated(sequence) - num_missing
+        if sequence.seq_id in self.waiting.sequences:
+            self.waiting.remove(sequence)
+        elif sequence.seq_id in self.ready.sequences:
+            self.ready.remove(sequence)
+        self.stop_running(sequence)
+        self.vacating.pop(sequence.seq_id, None)
+        del self.sequences[sequence.seq_id]
+        self.drop_checkpoint(sequence)
+        sequence.move(SequenceState.FINISHED)
+        self.ledger.leave(sequence)
+        self.limbo.append(sequence)
+        for flying in self.in_flight:
+            flying.dropped.add(sequence.seq_id)
+        return _finished(sequence, reason, num_generated, now, error)
+
+    def release_ended(self) -> list[Sequence]:
+        """Free what no step in flight names any more; returns those freed."""
+        if not self.limbo:
+            return []
+        freed = [one for one in self.limbo if one.last_step <= self.lockstep.applied]
+        self.limbo = [one for one in self.limbo if one.last_step > self.lockstep.applied]
+        for sequence in freed:
+            self.vacate(sequence)
+        return freed
+
+
+def _gap(sequence: Sequence) -> int:
+    return max(0, sequence.promised_blocks - len(sequence.blocks))
+
+
+def _finished(
+    sequence: Sequence, reason: FinishReason, num_generated: int, now: float, error: str | None
+) -> Finished:
+    started, first_token = sequence.first_scheduled_at, sequence.first_token_at
+    if sequence.parked_at is not None:
+        sequence.parked_s += now - sequence.parked_at
+    return Finished(
+        seq_id=sequence.seq_id,
+        class_id=sequence.class_id,
+        reason=reason,
+        num_generated_tokens=num_generated,
+        error=error,
+        wait_s=None if started is None else started - sequence.arrived_at,
+        prefill_s=None if started is None or first_token is None else first_token - started,
+        decode_s=None if first_token is None else now - first_token,
+        parked_s=sequence.parked_s,
+        num_preemptions=sequence.num_preemptions,
+        num_cached_tokens=sequence.num_cached_tokens,
+    )

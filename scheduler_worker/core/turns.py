@@ -1,0 +1,185 @@
+"""Who is next for a slot. One pass over a queue, in order of decision:
+
+1. the starvation tier: those near their wait bound, the nearest first, while their class has tier credit;
+2. rescues: those about to miss a TTFT objective that they would meet if served now, by rank, then deadline, while
+   their class's lead over the least-served waiting class stays within bounds;
+3. turns: the class with the least counter, in it the tenant with the least, in it the earliest deadline.
+
+What is granted during the pass counts at once (`charge`), so that ten grants are shared as ten turns would be.
+The pass changes nothing that outlives it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from heapq import heappop, heappush, heapreplace, merge
+
+from scheduler_worker.core.fairness import ClassAccount, Ledger
+from scheduler_worker.core.plan import Reason
+from scheduler_worker.core.policy import Policy
+from scheduler_worker.core.queues import ClassQueue, ClassQueues, TenantQueue
+from scheduler_worker.core.sequence import Sequence
+
+Extra = dict[str, float]
+
+
+def is_urgent(sequence: Sequence, now: float, within_s: float) -> bool:
+    """Whether its TTFT objective is about to be missed and would be met if it were served now."""
+    return now <= sequence.latest_start_at <= now + within_s and not sequence.has_first_token
+
+
+class Turns:
+    """One pass over `queues`. Use as a context manager: leaving restores what looking ahead took out."""
+
+    def __init__(
+        self, queues: ClassQueues, ledger: Ledger, policy: Policy, now: float, extra: Extra | None = None
+    ) -> None:
+        self._queues = queues
+        self._ledger = ledger
+        self._policy = policy
+        self._now = now
+        self._extra: Extra = dict(extra or {})
+        self._tenant_extra: dict[tuple[str, str], float] = {}
+        self._taken: set[str] = set()
+        self._classes = [queue_id for queue_id, queue in queues.classes.items() if len(queue)]
+        self._class_turns: dict[str, _ClassTurn] = {}
+        self._starving = self._walk_starving()
+        self._urgent = self._walk_urgent()
+
+    def __enter__(self) -> Turns:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for turn in self._class_turns.values():
+            turn.restore()
+
+    def __iter__(self) -> Iterator[tuple[Sequence, Reason]]:
+        """Sequences in order with the rule that put them there; each at most once."""
+        for walk, reason in ((self._starving, Reason.STARVING), (self._urgent, Reason.RESCUE)):
+            for sequence in walk:
+                if sequence.seq_id not in self._taken and self._may(sequence, reason):
+                    self._taken.add(sequence.seq_id)
+                    yield sequence, reason
+        while (in_turn := self._next_turn()) is not None:
+            self._taken.add(in_turn.seq_id)
+            yield in_turn, Reason.TURN if len(self._classes) > 1 else Reason.ONLY_CLASS_WAITING
+
+    def charge(self, sequence: Sequence, cost: float) -> None:
+        """The sequence was granted service of this cost."""
+        account, tenant = self._ledger.accounts_of(sequence)
+        self._extra[account.key] = self._extra.get(account.key, 0.0) + cost / account.weight
+        key = (account.key, tenant.key)
+        self._tenant_extra[key] = self._tenant_extra.get(key, 0.0) + cost / tenant.weight
+
+    def _may(self, sequence: Sequence, reason: Reason) -> bool:
+        account = self._ledger.accounts_of(sequence)[0]
+        if reason is Reason.STARVING:
+            others_wait = any(
+                one.num_queued for one in self._ledger.classes.values() if one is not account
+            )
+            granted = self._extra.get(account.key, 0.0) * account.weight
+            return not others_wait or account.tier_credit - granted >= 0.0
+        return self._ledger.lead(account, self._extra) <= self._policy.fairness.max_lead_tokens
+
+    def _walk_starving(self) -> Iterator[Sequence]:
+        if not self._policy.starvation.enabled:
+            return iter(())
+        walks = [self._starving_in(self._queues.classes[class_id]) for class_id in self._classes]
+        return merge(*walks, key=lambda sequence: (sequence.bound_at, sequence.number))
+
+    def _starving_in(self, queue: ClassQueue) -> Iterator[Sequence]:
+        first = queue.by_age.first()
+        if first is None or first.tier_at > self._now:
+            return
+        for sequence in queue.by_age.in_order():
+            if sequence.tier_at > self._now:
+                return
+            yield sequence
+
+    def _walk_urgent(self) -> Iterator[Sequence]:
+        within_s = self._policy.step.rescue_within_s
+        queues = [self._queues.classes[class_id] for class_id in self._classes]
+        for queue in sorted(queues, key=_rank_of):
+            first = queue.by_latest_start.first()
+            if first is None or first.latest_start_at > self._now + within_s:
+                continue
+            for sequence in queue.by_latest_start.in_order():
+                if sequence.latest_start_at > self._now + within_s:
+                    break
+                if is_urgent(sequence, self._now, within_s):
+                    yield sequence
+
+    def _next_turn(self) -> Sequence | None:
+        while self._classes:
+            class_id = min(self._classes, key=self._class_order)
+            sequence = self._turn_of(class_id).next(self._taken)
+            if sequence is not None:
+                return sequence
+            self._classes.remove(class_id)
+        return None
+
+    def _class_order(self, class_id: str) -> tuple[float, int]:
+        account = self._ledger.classes[class_id]
+        return self._ledger.counter(account) + self._extra.get(class_id, 0.0), account.number
+
+    def _turn_of(self, class_id: str) -> _ClassTurn:
+        turn = self._class_turns.get(class_id)
+        if turn is None:
+            account = self._ledger.classes[class_id]
+            queue = self._queues.classes[class_id]
+            turn = self._class_turns[class_id] = _ClassTurn(self._ledger, account, queue, self._tenant_extra)
+        return turn
+
+
+def _rank_of(queue: ClassQueue) -> int:
+    first = queue.by_age.first()
+    return first.rank if first is not None else 0
+
+
+class _ClassTurn:
+    """The tenants of one class in turn. Tenants looked at are out of the class's heap until `restore`."""
+
+    def __init__(
+        self, ledger: Ledger, account: ClassAccount, queue: ClassQueue, extra: dict[tuple[str, str], float]
+    ) -> None:
+        self._ledger = ledger
+        self._class_id = account.key
+        self._queue = queue
+        self._extra = extra
+        self._out: list[TenantQueue] = []
+        self._heap: list[tuple[tuple[float, int], TenantQueue, Iterator[Sequence]]] = []
+
+    def _order(self, tenant: TenantQueue) -> tuple[float, int]:
+        counter, number = self._ledger.order(tenant.account)
+        return counter + self._extra.get((self._class_id, tenant.account.key), 0.0), number
+
+    def next(self, taken: set[str]) -> Sequence | None:
+        """The next sequence of the tenant with the least counter."""
+        while self._surface():
+            for sequence in self._heap[0][2]:
+                if sequence.seq_id not in taken:
+                    return sequence
+            heappop(self._heap)
+        return None
+
+    def _surface(self) -> bool:
+        """Bring the least tenant to the top; what was charged meanwhile moves the others down."""
+        while True:
+            least = self._queue.by_counter.least()
+            if least is not None and (not self._heap or self._ledger.order(least.account) < self._heap[0][0]):
+                self._out.append(self._queue.by_counter.pop())
+                heappush(self._heap, (self._order(least), least, least.in_order()))
+                continue
+            if not self._heap:
+                return False
+            stored, tenant, walk = self._heap[0]
+            current = self._order(tenant)
+            if current == stored:
+                return True
+            heapreplace(self._heap, (current, tenant, walk))
+
+    def restore(self) -> None:
+        """Put the tenants back."""
+        for tenant in self._out:
+            self._queue.by_counter.push(tenant)
+        self._out.clear()
