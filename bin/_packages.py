@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from urllib.parse import unquote
 
 from _index import fetch_pip
 from _process import StepError, run_logged, run_quietly, say
@@ -99,7 +100,8 @@ def _is_cuda_build(python: Path, torch: str) -> bool:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         return False  # the real command will tell the reason
-    return any("+cpu" not in item["download_info"]["url"] for item in json.loads(done.stdout)["install"])
+    urls = [unquote(item["download_info"]["url"]) for item in json.loads(done.stdout)["install"]]
+    return any("+cpu" not in url for url in urls)
 
 
 def _has_gpu() -> bool:
@@ -118,15 +120,16 @@ def _install(venv: Path, python: Path, constraints: Path, requirements: list[str
 
 def _show_progress(lines: Iterable[str]) -> None:
     """Turn pip's output into a few lines: large downloads with their share, then the unpacking."""
-    num_found, said_at, current = 0, time.monotonic(), ""
+    num_found, said_at, current, unpacking = 0, time.monotonic(), "", False
     for line in lines:
         text = line.strip()
         num_found += text.startswith("Collecting ")
         if text.startswith("Downloading "):
             current = text.split()[1].rsplit("/", 1)[-1]
         elif text.startswith("Installing collected packages"):
-            say(f"  unpacking {text.count(',') + 1} packages")
-        elif time.monotonic() - said_at > REPORT_INTERVAL_S:
+            unpacking = True
+            say(f"  unpacking {text.count(',') + 1} packages (up to a minute)")
+        elif not unpacking and time.monotonic() - said_at > REPORT_INTERVAL_S:
             said_at = time.monotonic()
             say("  " + (_download_share(text, current) or f"{num_found} packages found"))
 
