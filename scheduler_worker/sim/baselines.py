@@ -506,4 +506,5 @@ def _recomputing(victim: _Running) -> SequenceHeader:
 
 def _refused(header: SequenceHeader, now: float, reason: Reason) -> Applied:
     event = Event(now, EventKind.REJECTED, reason, header.seq_id, header.class_id, header.tenant)
-    return Applied(events=(event,))
+    ended = Finished(header.seq_id, header.class_id, FinishReason.FAILED, header.num_generated_tokens)
+    return Applied(events=(event,), finished=(ended,))

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final, Protocol
 
-from scheduler_worker.core.plan import Applied, Event, EventKind, RowResult, StepPlan, StepResult
+from scheduler_worker.core.plan import Applied, Event, RowResult, StepPlan, StepResult
 from scheduler_worker.core.scheduler import SchedulerVerbs
-from scheduler_worker.core.sequence import SequenceHeader
+from scheduler_worker.core.sequence import FinishReason, SequenceHeader
 from scheduler_worker.sim.cost import StepCost
 from scheduler_worker.sim.trace import Request
 
@@ -187,6 +187,15 @@ class Simulation:
             block_hashes=request.block_hashes,
         )
 
+    def _end(self, outcome: Outcome, reason: FinishReason) -> None:
+        if reason is FinishReason.FAILED:
+            if outcome.first_scheduled_at is None:
+                self._waiting[outcome.request.class_id] -= 1
+            self._refuse(outcome)
+            return
+        outcome.finished_at = self.now
+        self._num_open -= 1
+
     def _refuse(self, outcome: Outcome) -> None:
         outcome.refused = True
         self._num_open -= 1
@@ -220,11 +229,7 @@ class Simulation:
         self.note_events(plan.events)
 
     def note_events(self, events: Sequence[Event]) -> None:
-        """Keep what was decided; a rejection by the scheduler ends its request."""
-        for event in events:
-            if event.kind is EventKind.REJECTED:
-                self._waiting[event.class_id] -= 1
-                self._refuse(self._by_id[event.seq_id])
+        """Keep what was decided."""
         if self._options.keep_events:
             self.history.events.extend(events)
 
@@ -237,8 +242,8 @@ class Simulation:
                 outcome.first_token_at = self.now
             outcome.num_output_tokens += num_tokens
         for ended in applied.finished:
-            self._by_id[ended.seq_id].finished_at = self.now
-            self._num_open -= 1
+            if ended.reason is not FinishReason.WITHDRAWN:
+                self._end(self._by_id[ended.seq_id], ended.reason)
         if self._observer is not None:
             self._observer(applied)
 

@@ -1,0 +1,108 @@
+"""Every accepted request ends with the tokens it was to make, under every scheduler, and always the same way."""
+
+from __future__ import annotations
+
+from random import Random
+
+import pytest
+
+from scheduler_worker.core.plan import Capacity
+from scheduler_worker.core.policy import Policy, default_policy
+from scheduler_worker.core.scheduler import Scheduler, SchedulerVerbs
+from scheduler_worker.sim.baselines import BaselineOptions, BaselineScheduler, StaticScheduler
+from scheduler_worker.sim.cost import H200_1B, StepCost
+from scheduler_worker.sim.report import nearest_rank, report
+from scheduler_worker.sim.run import History, Options, Simulation
+from scheduler_worker.sim.trace import Request
+
+POLICY = default_policy()
+SMALL = Capacity(num_slots=8, num_blocks=120, block_size=16, max_model_len=4096, num_swap_blocks=240)
+NAMES = ("tidegate", "fcfs", "static", "priority", "vtc", "lcf")
+
+
+def traffic(num: int, seed: int = 3) -> list[Request]:
+    draw = Random(seed)
+    classes, at, requests = ("high", "medium", "low"), 0.0, []
+    for _ in range(num):
+        at += draw.expovariate(400.0)
+        tenant = f"team-{draw.randrange(4)}"
+        requests.append(Request(at, draw.randint(1, 300), draw.randint(1, 60), draw.choice(classes), tenant))
+    return requests
+
+
+def make(name: str, policy: Policy = POLICY, capacity: Capacity = SMALL) -> SchedulerVerbs:
+    if name == "tidegate":
+        return Scheduler(policy, capacity)
+    kind = StaticScheduler if name == "static" else BaselineScheduler
+    return kind(name, policy, capacity, BaselineOptions())
+
+
+def run(name: str, requests: list[Request], workers: int = 1, cost: StepCost = H200_1B) -> History:
+    schedulers = [make(name) for _ in range(workers)]
+    options = Options(max_tokens=64)
+    return Simulation(requests, schedulers, [cost] * workers, options).run()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_request_gets_exactly_the_tokens_of_the_trace(name: str) -> None:
+    requests = traffic(150)
+    history = run(name, requests)
+    assert [one.num_output_tokens for one in history.outcomes] == [one.num_output_tokens for one in requests]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_same_workload_gives_the_same_history(name: str) -> None:
+    requests = traffic(80)
+    assert report(run(name, requests), POLICY, 1) == report(run(name, requests), POLICY, 1)
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_workers_that_mirror_one_queue_serve_each_request_once(workers: int) -> None:
+    requests = traffic(150)
+    history = run("tidegate", requests, workers)
+    assert [one.num_output_tokens for one in history.outcomes] == [one.num_output_tokens for one in requests]
+
+
+def test_two_workers_lose_races_and_finish_sooner_than_one() -> None:
+    requests = [Request(0.0, 100, 40, "low") for _ in range(100)]
+    alone, together = run("fcfs", requests), run("fcfs", requests, workers=2)
+    assert together.lost_races > 0
+    assert together.makespan_s < 0.7 * alone.makespan_s
+
+
+def test_continuous_batching_beats_static_batches() -> None:
+    requests = traffic(200)
+    assert run("fcfs", requests).makespan_s < run("static", requests).makespan_s
+
+
+def test_strict_priority_serves_the_most_urgent_class_first() -> None:
+    late = report(run("priority", traffic(200)), POLICY, 1)["classes"]
+    assert late["high"]["wait_s"]["p95"] < late["low"]["wait_s"]["p95"]
+
+
+def test_a_bounded_queue_refuses_beyond_its_bound() -> None:
+    requests = [Request(0.0, 100, 40, "low") for _ in range(50)]
+    scheduler = BaselineScheduler("priority", POLICY, SMALL, BaselineOptions(queue_bound=10))
+    history = Simulation(requests, [scheduler], [H200_1B], Options()).run()
+    assert sum(one.refused for one in history.outcomes) > 0
+    assert all(one.refused or one.num_output_tokens == 40 for one in history.outcomes)
+
+
+def test_displacing_throws_out_the_least_urgent() -> None:
+    requests = [Request(0.0, 100, 40, "low") for _ in range(30)] + [Request(0.01, 100, 40, "high") for _ in range(5)]
+    scheduler = BaselineScheduler("priority", POLICY, SMALL, BaselineOptions(queue_bound=10, displace=True))
+    history = Simulation(requests, [scheduler], [H200_1B], Options()).run()
+    assert not any(one.refused for one in history.outcomes if one.request.class_id == "high")
+
+
+def test_memory_pressure_recomputes_and_still_ends_every_request() -> None:
+    tight = Capacity(num_slots=16, num_blocks=40, block_size=16, max_model_len=640)
+    requests = [Request(0.0, 60, 60, "low") for _ in range(30)]
+    scheduler = BaselineScheduler("fcfs", POLICY, tight, BaselineOptions())
+    history = Simulation(requests, [scheduler], [H200_1B], Options(max_tokens=64)).run()
+    assert history.recomputed_tokens > 0
+    assert all(one.num_output_tokens == 60 for one in history.outcomes)
+
+
+def test_nearest_rank_of_a_known_list() -> None:
+    assert [nearest_rank([1.0, 2.0, 3.0, 4.0], share) for share in (0.5, 0.75, 0.99, 1.0)] == [2.0, 3.0, 4.0, 4.0]
