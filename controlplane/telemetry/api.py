@@ -33,9 +33,17 @@ RANGES: Final = {
 }
 
 
+LATEST_INSTANT: Final = 4_102_444_800  # the year 2100
+
+
 class HistoryQuery(serializers.Serializer):
     range = serializers.ChoiceField(list(RANGES), default="15m", help_text="How far back.")
     until = serializers.FloatField(required=False, help_text="Seconds since the epoch; now without it.")
+
+    def validate_until(self, value: float) -> float:
+        if 0 <= value <= LATEST_INSTANT:  # refuses NaN too
+            return value
+        raise serializers.ValidationError(f"must be from 0 to {LATEST_INSTANT}")
 
 
 class PercentilesSerializer(serializers.Serializer):
