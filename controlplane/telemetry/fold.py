@@ -277,8 +277,9 @@ class TelemetryFold:
 
     def _ended_in_budget(self, class_id: str) -> tuple[int, int]:
         """(requests ended, late ones) of the last 30 days: what is stored, and the intervals since."""
-        later = [one.ended() for start, one in self._open.items() if start >= self._budget_to]
-        counts = [one.get(class_id, (0, 0)) for one in (self._budget, *self._closed_ended.values(), *later)]
+        since = {**self._closed_ended, **{start: one.ended() for start, one in self._open.items()}}
+        later = (ended for start, ended in since.items() if start >= self._budget_to)
+        counts = [one.get(class_id, (0, 0)) for one in (self._budget, *later)]
         return sum(num for num, _ in counts), sum(num_late for _, num_late in counts)
 
     # The verdict

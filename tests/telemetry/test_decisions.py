@@ -1,0 +1,132 @@
+"""Decisions folded, and causes taken only from events."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from controlplane.telemetry.decisions import concerns
+from controlplane.telemetry.schema import Verdict
+from scheduler_worker.protocol.messages import EventRecord
+from tests.telemetry.builders import T0, event, first, fold, gateway, seen, worker
+
+MAY_NOT_YIELD = {"numbers": {"by": "7f3a", "by_class": "high"}}
+
+
+def broken_by(*events: EventRecord) -> Verdict:
+    """The verdict when high's TTFT breaks at 100 s and the events happened before or after."""
+    one = fold()
+    late = tuple(first(99 + n / 100, 0.5) for n in range(30))
+    one.take(worker(100, events=events))
+    one.take(gateway(100, first_tokens=late))
+    one.tick(T0 + 100)
+    one.take(worker(130))
+    return seen(one, 130).verdict
+
+
+def test_similar_events_are_one_line_with_a_count() -> None:
+    one = fold()
+    events = tuple(event(number, "preempted", "preempted_by_priority", "low") for number in range(39))
+    one.take(worker(40, events=events))
+    (decision,) = seen(one, 40).decisions
+    assert (decision.at, decision.num_like, decision.text) == (T0 + 38, 38, "preempted_by_priority of r38")
+
+
+def test_only_those_of_the_minute_before_the_newest_are_like_it() -> None:
+    one = fold()
+    one.take(worker(90, events=tuple(event(at, "resumed", "swapped_in") for at in (1, 25, 40, 85))))
+    assert seen(one, 90).decisions[0].num_like == 1  # that at 40; that at 25 is a minute old
+
+
+def test_other_classes_and_reasons_are_lines_of_their_own_newest_first() -> None:
+    one = fold()
+    events = (
+        event(1, "scheduled", "turn", "high"),
+        event(3, "scheduled", "turn", "low"),
+        event(2, "scheduled", "rescue", "high"),
+    )
+    one.take(worker(4, events=events))
+    assert [line.at - T0 for line in seen(one, 4).decisions] == [3, 2, 1]
+
+
+def test_arrivals_and_ordinary_ends_are_no_decisions() -> None:
+    one = fold()
+    events = (event(1, "queued", "arrived"), event(2, "first_token", "turn"), event(3, "finished", "stopped"))
+    one.take(worker(4, events=events))
+    assert seen(one, 4).decisions == ()
+
+
+def test_refusals_of_gateways_are_decisions_too() -> None:
+    one = fold()
+    one.take(gateway(2, events=(event(1, "rejected", "predicted_wait", "low"),)))
+    assert [line.kind for line in seen(one, 2).decisions] == ["rejected"]
+
+
+def test_decisions_are_forgotten_after_a_quarter_of_an_hour() -> None:
+    one = fold()
+    one.take(worker(1, events=(event(1, "resumed", "swapped_in"),)))
+    one.tick(T0 + 901)
+    assert seen(one, 901).decisions == ()
+
+
+def test_moves_of_the_batch_limit_come_with_the_figures_that_moved_it() -> None:
+    one = fold()
+    numbers = {"before": 56, "after": 52, "itl_s": 0.0489, "target_s": 0.04}
+    one.take(worker(1, events=(event(1, "batch_limit_changed", "itl_above_band", "", numbers=numbers),)))
+    (change,) = seen(one, 1).limit_changes
+    assert (change.worker, change.before, change.after, change.itl_s, change.target_s) == (
+        "gpu0", 56, 52, 0.0489, 0.04,
+    )  # fmt: skip
+
+
+def test_without_an_explaining_event_no_cause_is_given() -> None:
+    assert broken_by(event(99, "scheduled", "turn")).causes == ()
+
+
+def test_an_event_that_names_the_class_is_its_cause() -> None:
+    verdict = broken_by(event(95, "not_preempted", "class_may_not_yield", "low", **MAY_NOT_YIELD))
+    assert [(cause.at - T0, cause.text) for cause in verdict.causes] == [(95, "class_may_not_yield of r95")]
+
+
+def test_the_cause_leads_to_the_rule_that_its_events_name() -> None:
+    verdict = broken_by(event(95, "not_preempted", "class_may_not_yield", "low", **MAY_NOT_YIELD))
+    assert verdict.rule_path == "classes.1.preemption.preemptible"
+
+
+def test_repeated_causes_are_one_with_a_count() -> None:
+    events = [
+        event(95 + n / 2, "not_preempted", "class_may_not_yield", "low", **MAY_NOT_YIELD) for n in range(38)
+    ]
+    text = "class_may_not_yield of r95.0 38 like it in the last minute."
+    assert [cause.text for cause in broken_by(*events).causes] == [text]
+
+
+def test_causes_come_in_the_order_of_time() -> None:
+    verdict = broken_by(
+        event(98, "not_preempted", "class_may_not_yield", "low", **MAY_NOT_YIELD),
+        event(96, "out_of_blocks", "no_blocks", "high"),
+    )
+    assert [cause.at - T0 for cause in verdict.causes] == [96, 98]
+
+
+@pytest.mark.parametrize(
+    "innocent",
+    [
+        event(95, "out_of_blocks", "no_blocks", "low"),  # another class
+        event(30, "out_of_blocks", "no_blocks", "high"),  # long before
+        event(95, "preempted", "preempted_by_priority", "low"),  # explains late tokens, of low
+        event(95, "batch_limit_changed", "itl_below_band", ""),  # the limit grew
+    ],
+)
+def test_what_does_not_explain_is_no_cause(innocent: EventRecord) -> None:
+    assert broken_by(innocent).causes == ()
+
+
+@pytest.mark.parametrize(
+    ("numbers", "about_high"),
+    [({"by_class": "high"}, True), ({"by_class": "low"}, False), ({"by": "high"}, False), ({}, False)],
+)
+def test_a_class_is_concerned_when_the_numbers_name_it(numbers: dict[str, Any], about_high: bool) -> None:
+    one = event(1, "not_preempted", "class_may_not_yield", "low", numbers=numbers)
+    assert concerns(one, "high") is about_high

@@ -1,0 +1,161 @@
+"""When a promise counts as broken, since when, and when as kept again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from controlplane.telemetry.promise import (
+    Counts,
+    PromiseWindow,
+    budget_left,
+    burn_rate,
+    governing,
+    is_late,
+    replay,
+)
+from tests.telemetry.builders import T0, ended, first, policy, sample
+
+HIGH = policy().find("high")  # 99 % in 0.1 s and 20 ms
+LOW = policy().find("low")  # 90 % in 1 s and 100 ms
+
+
+def window_of_low(num_good: int, num_late: int, at: float = 0) -> PromiseWindow:
+    window = PromiseWindow(LOW)
+    for number in range(num_good + num_late):
+        ttft_s = 2.0 if number < num_late else 0.5
+        window.add_first_token(first(at, ttft_s, "low", request_id=str(number)))
+    return window
+
+
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [(0.999, "p99"), (0.99, "p99"), (0.98, "p95"), (0.95, "p95"), (0.94, "p50"), (0.5, "p50")],
+)
+def test_the_target_names_the_governing_percentile(target: float, name: str) -> None:
+    assert governing(target) == name
+
+
+@pytest.mark.parametrize(
+    ("fields", "late"),
+    [
+        ({"ttft_s": 0.1, "tpot_s": 0.02}, False),  # at the objective is in time
+        ({"ttft_s": 0.11, "tpot_s": 0.01}, True),
+        ({"ttft_s": 0.05, "tpot_s": 0.021}, True),
+        ({"ttft_s": 0.05, "tpot_s": None}, False),  # one token has no TPOT
+        ({"ttft_s": None, "tpot_s": None, "outcome": "failed", "met": False}, True),
+        ({"ttft_s": 0.05, "tpot_s": 0.01, "outcome": "cancelled", "met": False}, None),
+        ({"ttft_s": 0.05, "tpot_s": 0.01, "met": None}, None),  # not ended
+    ],
+)
+def test_a_request_is_late_when_it_misses_either_objective(fields: dict[str, Any], late: bool | None) -> None:
+    assert is_late(sample(0, **{"met": True, "outcome": "succeeded", **fields}), HIGH) is late
+
+
+def test_a_missed_end_to_end_objective_is_late_too() -> None:
+    slo = {"ttft_s": 0.1, "tpot_s": 0.02, "e2e_s": 5, "e2e_target": 0.9}
+    one = policy({"id": "high", "rank": 0, "weight": 1, "slo": slo}).find("high")
+    assert is_late(ended(0, e2e_s=5.1), one)
+
+
+def test_nineteen_late_requests_are_too_few_to_break_a_promise() -> None:
+    window = window_of_low(num_good=0, num_late=19)
+    window.judge(T0 + 1)
+    assert window.state("ttft").kept
+
+
+def test_twenty_late_requests_break_it() -> None:
+    window = window_of_low(num_good=0, num_late=20)
+    window.judge(T0 + 1)
+    assert window.state("ttft").broken_since == T0 + 1
+
+
+def test_exactly_the_target_keeps_the_promise() -> None:
+    window = window_of_low(num_good=18, num_late=2)  # 18 of 20 is 90 %
+    window.judge(T0 + 1)
+    assert window.state("ttft").kept
+
+
+def test_one_more_late_request_breaks_it() -> None:
+    window = window_of_low(num_good=17, num_late=3)  # 17 of 20 is 85 %
+    window.judge(T0 + 1)
+    assert not window.state("ttft").kept
+
+
+def test_a_broken_promise_keeps_its_instant_while_it_stays_broken() -> None:
+    window = window_of_low(num_good=17, num_late=3)
+    for second in (1, 2, 3):
+        window.judge(T0 + second)
+    assert window.state("ttft").broken_since == T0 + 1
+
+
+def test_just_reaching_the_target_again_does_not_mend_it() -> None:
+    window = window_of_low(num_good=17, num_late=3)
+    window.judge(T0 + 1)
+    for number in range(
+        10
+    ):  # 27 of 30 is 90 %, the target; mended is 90 % + a tenth of the way to 100 %, 91 %
+        window.add_first_token(first(2, 0.5, "low", request_id=f"more-{number}"))
+    window.judge(T0 + 2)
+    assert not window.state("ttft").kept
+
+
+def test_reaching_the_target_with_a_margin_mends_it() -> None:
+    window = window_of_low(num_good=17, num_late=3)
+    window.judge(T0 + 1)
+    for number in range(14):  # 31 of 34 is 91.2 %
+        window.add_first_token(first(2, 0.5, "low", request_id=f"more-{number}"))
+    window.judge(T0 + 2)
+    assert window.state("ttft").kept
+
+
+def test_a_window_that_ran_empty_is_kept() -> None:
+    window = window_of_low(num_good=0, num_late=30)
+    window.judge(T0 + 1)
+    window.judge(T0 + 300)
+    assert window.state("ttft").kept
+
+
+def test_a_joint_miss_is_blamed_on_the_half_with_more_late_requests() -> None:
+    window = PromiseWindow(LOW)
+    for number in range(100):  # 6 late by TTFT, 8 others by TPOT: 94 % and 92 %, but 86 % of both
+        ttft_s, tpot_s = (2.0 if number < 6 else 0.5), (0.2 if 6 <= number < 14 else 0.05)
+        window.add_first_token(first(0, ttft_s, "low", request_id=str(number)))
+        window.add_finished(ended(1, ttft_s, tpot_s, "low", request_id=str(number)))
+    window.judge(T0 + 2)
+    assert (window.state("ttft").kept, window.state("tpot").kept) == (True, False)
+
+
+def test_a_relaxed_objective_judges_the_window_again() -> None:
+    window = PromiseWindow(LOW)
+    window.add_finished(ended(0, 2.0, 0.05, "low"))
+    relaxed = policy(
+        {"id": "low", "rank": 0, "weight": 1, "slo": {"ttft_s": 3, "tpot_s": 0.1, "target": 0.9}}
+    )
+    window.set_policy(relaxed.find("low"))
+    assert window.counts().num_late == 0
+
+
+def test_the_burn_rate_is_the_share_of_late_over_the_share_allowed() -> None:
+    assert burn_rate(1000, 88, 0.99) == pytest.approx(8.8)
+
+
+def test_the_budget_left_is_what_late_requests_have_not_used() -> None:
+    assert budget_left(10_000, 62, 0.99) == pytest.approx(1 - 62 / 100)
+
+
+def test_an_overspent_budget_is_zero() -> None:
+    assert budget_left(100, 50, 0.99) == 0
+
+
+@pytest.mark.parametrize("figure", [burn_rate, budget_left])
+def test_without_requests_nothing_is_known(figure: Any) -> None:
+    assert figure(0, 0, 0.99) is None
+
+
+def test_replaying_stored_counts_finds_when_a_promise_broke() -> None:
+    good, bad = Counts(num_ttft=10), Counts(num_ttft=10, num_ttft_late=5)
+    # At 20 s 20 samples are good; at 30 s 25 of 30 are, 83 %; it broke there.
+    rows = [(T0 + 10, good), (T0 + 20, good), (T0 + 30, bad), (T0 + 40, bad)]
+    assert replay(rows, 0.9) == {"ttft": T0 + 30}
