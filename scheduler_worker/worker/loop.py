@@ -189,7 +189,7 @@ class StepLoop:
         self._num_failed_steps += 1
         if self._num_failed_steps >= MAX_FAILED_STEPS:
             self._num_failed_steps = 0
-            self._give_up_on(plan.chunks[0].seq_id, "the device has no memory for it, even in a small batch")
+            self._give_up_on(plan.chunks[-1].seq_id, "the device has no memory for it, even in a small batch")
         self._send(plan.step)
 
     def _give_up_on(self, seq_id: str, error: str) -> None:
