@@ -58,8 +58,9 @@ class Demo:
         self._set_env(port)
         model = self._prepare_model()
         sizing = self._calibrate(model)
+        self._start_worker(sizing)  # loading the model takes longest; it follows the policy once there is one
         self._seed(port, model)
-        self._start_programs(port, sizing)
+        self._start_programs(port)
         self._wait_ready(port)
         self._start_load()
         print(self._welcome(sizing), flush=True)
@@ -143,10 +144,16 @@ class Demo:
         known |= {"url": f"http://localhost:{port}", "model": Path(model).name}
         write_private(path, json.dumps(known, indent=2) + "\n")
 
-    def _start_programs(self, port: int, sizing: dict[str, Any]) -> None:
-        say("starting worker, web and Celery")
-        self._programs.set_env(TIDEGATE_DTYPE=sizing["measured"]["dtype"])
-        for program in programs(port, self._data_dir, on_gpu=sizing["measured"]["device"].startswith("cuda")):
+    def _start_worker(self, sizing: dict[str, Any]) -> None:
+        say("starting the worker")
+        measured = sizing["measured"]
+        num_slots = "256" if measured["device"].startswith("cuda") else "32"
+        env = {"TIDEGATE_DTYPE": measured["dtype"], "TIDEGATE_NUM_SLOTS": num_slots}
+        self._programs.start(Program("worker", (PYTHON, "-m", "scheduler_worker.worker"), env))
+
+    def _start_programs(self, port: int) -> None:
+        say("starting web and Celery")
+        for program in control_plane(port, self._data_dir):
             self._programs.start(program)
 
     def _wait_ready(self, port: int) -> None:
@@ -183,17 +190,12 @@ class Demo:
         return welcome(demo, sizing, self._data_dir, with_load=not self._options.no_load)
 
 
-def programs(port: int, data_dir: Path, *, on_gpu: bool) -> list[Program]:
-    """The processes of an installation, one of each."""
+def control_plane(port: int, data_dir: Path) -> list[Program]:
+    """The processes of the control plane, one of each."""
     celery = (PYTHON, "-m", "celery", "-A", "controlplane")
     web = ("controlplane.asgi:application", "--port", str(port), "--no-access-log")
     schedule = str(data_dir / "celerybeat-schedule")
     return [
-        Program(
-            "worker",
-            (PYTHON, "-m", "scheduler_worker.worker"),
-            {"TIDEGATE_NUM_SLOTS": "256" if on_gpu else "32"},
-        ),
         Program("web", (PYTHON, "-m", "uvicorn", *web, "--timeout-graceful-shutdown", "2")),
         Program(
             "celery", (*celery, "worker", "--loglevel", "info", "--pool", "threads", "--concurrency", "4")
