@@ -1,0 +1,171 @@
+// The page's first sentence and its relatives, in words.
+
+import type { ClassLive, LiveSnapshot, Metric, Percentile, Verdict, WorkerLive } from '../api/live';
+import { count, figure, latencyBeside, list, objective, percent, plural } from './format';
+import { duration, utc } from './time';
+
+const LATE: Record<Metric, string> = { ttft: 'late first tokens', tpot: 'late tokens' };
+
+export function metricName(metric: Metric): string {
+  return metric.toUpperCase();
+}
+
+export function classOf(snapshot: LiveSnapshot, id: string | null): ClassLive | null {
+  return snapshot.classes.find((one) => one.id === id) ?? null;
+}
+
+export function promised(one: ClassLive, metric: Metric): string {
+  const seconds = metric === 'ttft' ? one.objective.ttft_s : one.objective.tpot_s;
+  return `${percent(one.objective.target)} in ${objective(seconds)}`;
+}
+
+/** "high is breaking its promise: late first tokens"; in the past tense when the numbers are only the last known. */
+export function brokenHeadline(verdict: Verdict, lastSeenAt: number | null): string {
+  const name = verdict.class_id ?? 'a class';
+  const what = verdict.metric === null ? '' : `: ${LATE[verdict.metric]}`;
+  return lastSeenAt === null
+    ? `${name} is breaking its promise${what}`
+    : `Last seen at ${utc(lastSeenAt)}: ${name} was breaking its promise${what}`;
+}
+
+/** "Last 5 min: 91.2 %; 317 of 3,604 came late." */
+export function brokenFact(verdict: Verdict, windowS: number): string {
+  const share = verdict.attainment === null ? '' : `${percent(verdict.attainment)}; `;
+  return `Last ${duration(windowS)}: ${share}${count(verdict.num_late)} of ${count(verdict.num_requests)} came late.`;
+}
+
+/** "normal and low keep their promises."; who else does not, if anyone. */
+export function othersLine(snapshot: LiveSnapshot): string {
+  const others = snapshot.classes.filter((one) => one.id !== snapshot.verdict.class_id);
+  const kept = others.filter((one) => keepsBoth(one)).map((one) => one.id);
+  const broken = others.filter((one) => !keepsBoth(one)).map((one) => one.id);
+  const parts: string[] = [];
+  if (broken.length > 0) parts.push(`${list(broken)} ${broken.length === 1 ? 'breaks its promise' : 'break theirs'} too.`);
+  if (kept.length > 0) parts.push(`${list(kept)} ${kept.length === 1 ? 'keeps its promise' : 'keep their promises'}.`);
+  return parts.join(' ');
+}
+
+export function keepsBoth(one: ClassLive): boolean {
+  return one.ttft_state.kept && one.tpot_state.kept;
+}
+
+/** "Closest to its limit: high TPOT, p99 at 35 of 40 ms." */
+export function closestLine(snapshot: LiveSnapshot): string {
+  const { verdict } = snapshot;
+  const one = classOf(snapshot, verdict.class_id);
+  if (one === null || verdict.metric === null) return '';
+  const { governing } = one.objective;
+  const measured = one[verdict.metric][governing];
+  const limit = verdict.metric === 'ttft' ? one.objective.ttft_s : one.objective.tpot_s;
+  if (measured === null) return '';
+  const shown = latencyBeside(measured, limit);
+  const [limitValue = '', limitUnit = ''] = objective(limit).split(' ');
+  const at = shown.unit === limitUnit ? shown.value : figure(shown);
+  return `Closest to its limit: ${one.id} ${metricName(verdict.metric)}, ${governing} at ${at} of ${limitValue} ${limitUnit}.`;
+}
+
+/** The quiet line of a page without a broken promise. */
+export function quietLine(snapshot: LiveSnapshot, now: number): { head: string; say: string } {
+  const { verdict } = snapshot;
+  if (verdict.kind === 'no_traffic') {
+    return { head: 'No traffic', say: 'Nothing has finished lately, so there is no promise to judge.' };
+  }
+  const since = verdict.since === null ? '' : `for ${duration(now - verdict.since)}, since ${utc(verdict.since)}. `;
+  return { head: 'All promises kept', say: `${since}${closestLine(snapshot)}`.trim() };
+}
+
+export function noWorkerLine(snapshot: LiveSnapshot): string {
+  const waiting =
+    snapshot.num_waiting === 0 ? '' : ` ${plural(snapshot.num_waiting, 'waiting request keeps its', 'waiting requests keep their')} place.`;
+  return `New requests are refused with 503 until a worker is live.${waiting}`;
+}
+
+/** What a class's card says of its promise. */
+export function promiseLine(one: ClassLive, now: number, isOld: boolean): string {
+  const broken = (['ttft', 'tpot'] as const).filter((metric) => !stateOf(one, metric).kept);
+  if (broken.length === 0) return one.num_finished === 0 ? 'nothing finished' : 'both kept';
+  const names = broken.map(metricName).join(' and ');
+  if (isOld) return `${names} was broken`;
+  const since = Math.min(...broken.map((metric) => stateOf(one, metric).broken_since ?? now));
+  return `${names} broken ${duration(now - since)}`;
+}
+
+export function stateOf(one: ClassLive, metric: Metric) {
+  return metric === 'ttft' ? one.ttft_state : one.tpot_state;
+}
+
+export function isLate(one: ClassLive, metric: Metric, percentile: Percentile): boolean {
+  return percentile === one.objective.governing && !stateOf(one, metric).kept;
+}
+
+/** "8.8× burn, gone in 31 h": the pace of the budget; how long it lasts only where it would run out within 30 days. */
+export function burnLine(one: ClassLive): string | null {
+  if (one.burn_rate === null) return null;
+  const pace = `${one.burn_rate < 10 ? one.burn_rate.toFixed(1) : count(one.burn_rate)}× burn`;
+  if (one.budget_left === null || one.burn_rate <= 1) return pace;
+  if (one.budget_left <= 0) return `${pace}, used up`;
+  return `${pace}, gone in ${inHours((one.budget_left * 30 * 24) / one.burn_rate)}`;
+}
+
+function inHours(hours: number): string {
+  if (hours < 1) return `${Math.max(1, Math.round(hours * 60))} min`;
+  return hours < 72 ? `${Math.round(hours)} h` : `${Math.round(hours / 24)} d`;
+}
+
+export interface SilentWords {
+  head: string;
+  say: string;
+}
+
+export function silentWords(worker: WorkerLive, snapshot: LiveSnapshot, now: number): SilentWords {
+  const head = `${worker.id} has been silent for ${duration(now - worker.seen_at)}, since ${utc(worker.seen_at)}`;
+  const held = worker.num_running + worker.cells.filter((cell) => cell.state === 'parked').length;
+  const requests = held === 1 ? 'its request goes' : `its ${count(held)} requests go`;
+  if (held === 0) return { head, say: 'It held no request when it was last heard.' };
+  const elsewhere = snapshot.workers.some((one) => one.state === 'live') ? 'on elsewhere' : 'on as soon as another worker is live';
+  return { head, say: `${leaseWords(worker, now)} ${requests} ${elsewhere}, after the last token that was published. None is lost, none comes twice.` };
+}
+
+function leaseWords(worker: WorkerLive, now: number): string {
+  if (worker.lease_ends_at === null) return 'When its lease has run out,';
+  const left = worker.lease_ends_at - now;
+  return left > 0 ? `Its lease runs out in ${duration(Math.ceil(left))}; then` : `Its lease ran out at ${utc(worker.lease_ends_at)};`;
+}
+
+/** The tab's title and the announcement carry the verdict; neither ticks. */
+export function tabTitle(snapshot: LiveSnapshot | null, isLost: boolean, page: string): string {
+  if (isLost) return 'Not live · Tidegate';
+  if (snapshot === null) return `${page} · Tidegate`;
+  const silent = snapshot.workers.filter((one) => one.state === 'silent');
+  const { verdict } = snapshot;
+  if (verdict.kind === 'broken') {
+    const what = verdict.metric === null ? 'promise broken' : LATE[verdict.metric];
+    return `(${1 + verdict.num_more}) ${verdict.class_id ?? ''}: ${what} · Tidegate`;
+  }
+  if (verdict.kind === 'no_worker') return '(1) no worker · Tidegate';
+  if (silent.length > 0) return `(${silent.length}) ${silent[0]?.id ?? ''} silent · Tidegate`;
+  return `${page} · ${verdict.kind === 'kept' ? 'all promises kept' : 'no traffic'} · Tidegate`;
+}
+
+export function announcement(snapshot: LiveSnapshot | null, lostSince: number | null): string {
+  if (snapshot === null) return lostSince === null ? 'Loading.' : 'Not connected.';
+  if (lostSince !== null) return `Connection lost. Showing the last known numbers, from ${utc(lostSince)}.`;
+  const silent = snapshot.workers.filter((one) => one.state === 'silent').map((one) => one.id);
+  const prefix = silent.length > 0 ? `${list(silent)} ${silent.length === 1 ? 'is' : 'are'} silent. ` : '';
+  return `${prefix}${verdictSentence(snapshot.verdict)}`;
+}
+
+function verdictSentence(verdict: Verdict): string {
+  switch (verdict.kind) {
+    case 'broken': {
+      const since = verdict.since === null ? '' : `, since ${utc(verdict.since)}`;
+      return `Live. ${brokenHeadline(verdict, null)}${since}.`;
+    }
+    case 'kept':
+      return 'Live. All promises kept.';
+    case 'no_traffic':
+      return 'Live, no traffic.';
+    case 'no_worker':
+      return 'Live. No worker is connected.';
+  }
+}
