@@ -13,35 +13,37 @@ from heapq import heapify, heappop, heappush
 from scheduler_worker.core.fairness import Account, LeastFirst, Ledger
 from scheduler_worker.core.sequence import Sequence
 
-Entry = tuple[float, int, int, Sequence]  # key, arrival number, token, sequence
+Entry = tuple[float, int, int, int, Sequence]  # key, arrival number, number of the push, token, sequence
 SLACK = 64
 
 
 class Heap:
     """Sequences by a key, then by arrival; knows which of its entries are dead."""
 
-    __slots__ = ("entries", "num_live")
+    __slots__ = ("_num_pushed", "entries", "num_live")
 
     def __init__(self) -> None:
         self.entries: list[Entry] = []
         self.num_live = 0
+        self._num_pushed = 0
 
     def push(self, key: float, sequence: Sequence) -> None:
-        heappush(self.entries, (key, sequence.number, sequence.queue_token, sequence))
+        self._num_pushed += 1
+        heappush(self.entries, (key, sequence.number, self._num_pushed, sequence.queue_token, sequence))
         self.num_live += 1
 
     def drop(self) -> None:
         """One of the live entries has just died."""
         self.num_live -= 1
         if len(self.entries) > 2 * self.num_live + SLACK:
-            self.entries = [entry for entry in self.entries if entry[3].queue_token == entry[2]]
+            self.entries = [entry for entry in self.entries if entry[4].queue_token == entry[3]]
             heapify(self.entries)
 
     def first(self) -> Sequence | None:
         """The live sequence with the least key."""
         entries = self.entries
         while entries:
-            _, _, token, sequence = entries[0]
+            _, _, _, token, sequence = entries[0]
             if sequence.queue_token == token:
                 return sequence
             heappop(entries)
@@ -57,7 +59,7 @@ class Heap:
         entries = self.entries
         frontier = [(entries[0], 0)] if entries else []
         while frontier:
-            (_, _, token, sequence), index = heappop(frontier)
+            (_, _, _, token, sequence), index = heappop(frontier)
             if sequence.queue_token == token:
                 yield sequence
             for child in (2 * index + 1, 2 * index + 2):
