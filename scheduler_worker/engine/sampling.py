@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from enum import IntFlag
 from typing import Final
 
 import numpy as np
@@ -27,16 +26,16 @@ MAX_LOGPROBS: Final = 64
 MAX_BIAS: Final = 1e6
 
 
-class Need(IntFlag):
-    """What a row asks beyond the likeliest token."""
+class Need:
+    """What a row asks beyond the likeliest token: bits of an integer (an `IntFlag` costs 1 µs an
+    operation)."""
 
-    NOTHING = 0
-    RANDOM = 1
-    FILTER = 2
-    PENALTY = 4
-    BIAS = 8
-    MIN_TOKENS = 16
-    LOGPROBS = 32
+    RANDOM: Final = 1
+    FILTER: Final = 2
+    PENALTY: Final = 4
+    BIAS: Final = 8
+    MIN_TOKENS: Final = 16
+    LOGPROBS: Final = 32
 
 
 @dataclass(slots=True)
@@ -100,9 +99,9 @@ def why_invalid(sampling: SamplingParams, vocab_size: int) -> str | None:
     return next((reason for holds, reason in rules if not holds), None)
 
 
-def needs(sampling: SamplingParams) -> Need:
-    """What these parameters ask beyond the likeliest token."""
-    s, need = sampling, Need.NOTHING
+def needs(sampling: SamplingParams) -> int:
+    """What these parameters ask beyond the likeliest token: bits of `Need`."""
+    s, need = sampling, 0
     if s.temperature >= _MIN_TEMPERATURE and s.top_k != 1:
         need |= Need.RANDOM
         if s.top_k or s.top_p < 1 or s.min_p > 0:
@@ -175,11 +174,8 @@ class Sampler:
             self._penalise(logits, rows, needed)
             self._forbid_stops(logits, rows, needed)
         ids, peaks = _likeliest(logits)
-        if raw is not logits:
-            peaks = raw.amax(-1)
         if wanted & Need.RANDOM:
-            chosen = np.flatnonzero(needed & Need.RANDOM)
-            ids[self._ids(chosen)] = self._draw(logits, rows, needed, chosen)
+            ids = self._with_draws(logits, ids, peaks, rows, needed)
         if wanted & Need.PENALTY:
             self._count_new(ids, rows, needed)
         if wanted & Need.LOGPROBS:
@@ -212,26 +208,70 @@ class Sampler:
         scores = torch.where(self._seen[slots] | generated, repeated, scores)
         logits[index] = scores - frequency * counts - presence * generated
 
-    def _draw(
-        self, logits: torch.Tensor, rows: SampleRows, needed: IntArray, chosen: IntArray
+    def _with_draws(
+        self,
+        logits: torch.Tensor,
+        ids: torch.Tensor,
+        peaks: torch.Tensor,
+        rows: SampleRows,
+        needed: IntArray,
     ) -> torch.Tensor:
-        slots = rows.slots[chosen]
-        scores = logits if len(chosen) == len(logits) else logits[self._ids(chosen)]
-        scores = scores / self._floats(self._temperature[slots])[:, None]
-        draws = self._doubles(uniform(self._seeds[slots], rows.indices[chosen]))
-        filtered = np.flatnonzero(needed[chosen] & Need.FILTER)
-        if len(filtered):
-            index = self._ids(filtered)
-            scores[index] = self._filter(scores[index], slots[filtered])
-        return draw(scores, draws)
+        """`ids` with a drawn token in each row that is not greedy."""
+        chosen = np.flatnonzero(needed & Need.RANDOM)
+        if len(chosen) == len(needed):
+            return self._draw(logits, peaks, rows.slots, rows.indices, needed)
+        index = self._ids(chosen)
+        slots, indices = rows.slots[chosen], rows.indices[chosen]
+        ids[index] = self._draw(logits[index], peaks[index], slots, indices, needed[chosen])
+        return ids
 
-    def _filter(self, scores: torch.Tensor, slots: IntArray) -> torch.Tensor:
-        return keep_likeliest(
-            scores,
-            self._ids(np.minimum(self._top_k[slots], self._vocab_size)),
-            self._floats(self._top_p[slots]),
-            self._floats(self._min_p[slots]),
-        )
+    def _draw(
+        self, logits: torch.Tensor, peaks: torch.Tensor, slots: IntArray, indices: IntArray, needed: IntArray
+    ) -> torch.Tensor:
+        """A token for each row. Two numbers are spent on a token: one over the whole vocabulary, one over
+        what the filters leave, for the rows whose first draw they reject."""
+        temperature = self._floats(self._temperature[slots])[:, None]
+        weights = (logits - peaks[:, None]).div_(temperature).exp_()
+        seeds = self._seeds[slots]
+        ids = self._pick(weights, uniform(seeds, indices * 2))
+        again = self._rejected(weights, ids, slots, needed)
+        if len(again):
+            index = self._ids(again)
+            kept = weights[index]
+            floor = weight_floor(kept, *self._filters(slots[again]))
+            kept *= torch.ge(kept, floor[:, None], out=torch.empty_like(kept))
+            ids[index] = self._pick(kept, uniform(seeds[again], indices[again] * 2 + 1))
+        return ids
+
+    def _pick(self, weights: torch.Tensor, draws: npt.NDArray[np.float64]) -> torch.Tensor:
+        if self._device.type == "cpu":
+            return torch.from_numpy(pick_on_host(weights.numpy(), draws))
+        return pick_on_device(weights, torch.from_numpy(draws).to(self._device, non_blocking=True))
+
+    def _rejected(
+        self,
+        weights: torch.Tensor,
+        ids: torch.Tensor,
+        slots: IntArray,
+        needed: IntArray,
+    ) -> IntArray:
+        """Rows whose drawn token their filters do not allow.
+
+        Accepting or rejecting a draw is exact and needs no sorting; most draws are accepted. On a device
+        that would mean waiting for it, so there all filtered rows are drawn again.
+        """
+        filtered = np.flatnonzero(needed & Need.FILTER)
+        if not len(filtered) or self._device.type != "cpu":
+            return filtered
+        if len(filtered) < len(needed):
+            index = self._ids(filtered)
+            weights, ids = weights[index], ids[index]
+        accepted = allowed(weights, ids, *self._filters(slots[filtered]))
+        return filtered[~accepted.numpy()]
+
+    def _filters(self, slots: IntArray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        top_k = self._ids(np.minimum(self._top_k[slots], self._vocab_size))
+        return top_k, self._floats(self._top_p[slots]), self._floats(self._min_p[slots])
 
     def _with_logprobs(
         self, raw: torch.Tensor, ids: torch.Tensor, peaks: torch.Tensor, rows: SampleRows, needed: IntArray
@@ -269,9 +309,6 @@ class Sampler:
     def _floats(self, values: npt.NDArray[np.float32]) -> torch.Tensor:
         return torch.from_numpy(values).to(self._device, non_blocking=True)
 
-    def _doubles(self, values: npt.NDArray[np.float64]) -> torch.Tensor:
-        return torch.from_numpy(values).to(self._device, non_blocking=True)
-
 
 def _likeliest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids and logits of each row's likeliest token; where a row holds NaN, its logit is NaN.
@@ -286,86 +323,84 @@ def _likeliest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.from_numpy(ids_), torch.from_numpy(scores[np.arange(len(ids_)), ids_])
 
 
-_FIRST_LOOK: Final = 256
-
-
-def keep_likeliest(
-    scores: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor
+def allowed(
+    weights: torch.Tensor,
+    ids: torch.Tensor,
+    top_k: torch.Tensor,
+    top_p: torch.Tensor,
+    min_p: torch.Tensor,
 ) -> torch.Tensor:
-    """-inf for all tokens outside top-k, then top-p, then min-p, each per row; ties with the last one kept
-    stay.
+    """`[rows]`: whether each row's token passes its filters; False also where that takes sorting to tell
+    (top-k and top-p together). See `weight_floor` for the filters."""
+    vocab_size = weights.shape[1]
+    own = weights.gather(1, ids[:, None])
+    likelier = torch.gt(weights, own, out=torch.empty_like(weights))
+    passes = own[:, 0] >= min_p
+    limited = top_k < vocab_size
+    if bool(limited.any()):
+        passes &= (likelier.sum(-1) < top_k) & (~limited | (top_p >= 1))
+    if bool((top_p < 1).any()):
+        passes &= (likelier.mul_(weights).sum(-1) < top_p * weights.sum(-1)) | (top_p >= 1)
+    return passes
 
-    `scores` `[rows, vocab]` are logits over temperature; the rest is `[rows]`. `top_p` as in nucleus sampling
-    (arXiv 1904.09751): the fewest tokens whose probability reaches it. `min_p` (arXiv 2407.01082) is
-    relative to the likeliest token.
+
+def weight_floor(
+    weights: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor
+) -> torch.Tensor:
+    """`[rows]`: the least weight that a token needs to pass top-k, then top-p, then min-p; ties with it pass.
+
+    `weights` `[rows, vocab]` are probabilities up to a factor, the largest of each row 1. top-p is nucleus
+    sampling (arXiv 1904.09751): the fewest tokens whose probability reaches it; min-p (arXiv 2407.01082) is
+    relative to the likeliest token. `top_k` of the vocabulary's size, `top_p` 1 and `min_p` 0 are off.
     """
-    vocab_size = scores.shape[-1]
-    looked = vocab_size if scores.device.type != "cpu" else _look_at(top_k, top_p, vocab_size)
-    floor = _floor(scores, top_k, top_p, min_p, looked)
-    if looked < vocab_size and bool(floor.isnan().any()):
-        rows = floor.isnan()
-        floor[rows] = _floor(scores[rows], top_k[rows], top_p[rows], min_p[rows], vocab_size)
-    return scores.masked_fill(scores < floor[:, None], -torch.inf)
+    best = _descending(weights, int(top_k.max()))
+    kept = best * (torch.arange(best.shape[1], device=best.device) < top_k[:, None])
+    before = kept.cumsum(-1) - kept
+    reach = torch.where(top_p < 1, top_p, torch.inf) * kept.sum(-1)
+    num_kept = torch.minimum((before < reach[:, None]).sum(-1), top_k).clamp_(min=1)
+    return torch.maximum(best.gather(1, num_kept[:, None] - 1)[:, 0], min_p)
 
 
-def _look_at(top_k: torch.Tensor, top_p: torch.Tensor, vocab_size: int) -> int:
-    """How many of the likeliest tokens to sort at first: a full sort costs thirty times more on a CPU."""
-    limited = top_k[top_k < vocab_size]
-    largest = int(limited.max()) if len(limited) else 1
-    return min(vocab_size, max(largest, _FIRST_LOOK if bool((top_p < 1).any()) else 1))
-
-
-def _floor(
-    scores: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor, looked: int
-) -> torch.Tensor:
-    """The lowest score that each row keeps; NaN where the first `looked` tokens do not tell."""
-    vocab_size = scores.shape[-1]
-    best = scores.topk(looked, dim=-1).values if looked < vocab_size else scores.sort(descending=True).values
-    place = torch.arange(looked, device=scores.device)
-    in_top_k = place < top_k[:, None]
-    kept = torch.where(in_top_k, best, -torch.inf)
-    total = torch.where(top_k < vocab_size, kept.logsumexp(-1), scores.logsumexp(-1))
-    probability = (kept - total[:, None]).exp()
-    before = probability.cumsum(-1) - probability
-    in_top_p = in_top_k & ((before < top_p[:, None]) | (top_p[:, None] >= 1))
-    in_top_p[:, 0] = True
-    last = in_top_p.sum(-1) - 1
-    floor = best.gather(1, last[:, None])[:, 0]
-    undecided = (last == looked - 1) & (top_k > looked)
-    floor = torch.where(undecided & (top_p >= 1), -torch.inf, floor)
-    floor = torch.where(undecided & (top_p < 1), torch.nan, floor) if looked < vocab_size else floor
-    return torch.maximum(floor, best[:, 0] + min_p.log())
+def _descending(weights: torch.Tensor, count: int) -> torch.Tensor:
+    """Each row's `count` largest weights in order; on the CPU numpy sorts ten times faster than torch."""
+    if weights.device.type != "cpu":
+        return weights.topk(count, dim=-1).values if count < 1024 else weights.sort(descending=True).values
+    values, vocab_size = weights.numpy(), weights.shape[1]
+    if count < vocab_size // 8:
+        values = np.partition(values, vocab_size - count, axis=-1)[:, vocab_size - count :]
+    return torch.from_numpy(np.sort(values, axis=-1)).flip(-1)
 
 
 _STRIDE: Final = 256
+_BELOW_ONE: Final = 1 - 1e-12
+"""Keeps a rounded target below the last cumulative sum, so that a token of weight 0 is never chosen."""
 
 
-def draw(scores: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
-    """One token of each row by its softmax, as the inverse of the cumulative distribution at `draws` in [0,
-    1).
+def pick_on_host(weights: npt.NDArray[np.float32], draws: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """One token of each row in proportion to its weights: the inverse of their cumulative sum at `draws` in
+    [0, 1).
 
     Two levels, so that only block sums and one block are accumulated; in float64, as thousands of small
     terms lose their tail in float32.
     """
-    weights = (scores - scores.amax(-1, keepdim=True)).exp_()
-    padding = -weights.shape[1] % _STRIDE
-    if padding:
-        weights = torch.nn.functional.pad(weights, (0, padding))
-    blocks = weights.view(len(weights), -1, _STRIDE)
-    sums = blocks.sum(-1).double().cumsum(-1)
-    block, rest = _locate(sums, draws * sums[:, -1])
-    inside = blocks[torch.arange(len(block), device=block.device), block].double().cumsum(-1)
-    offset, _ = _locate(inside, rest)
-    return block * _STRIDE + offset
+    num_rows, vocab_size = weights.shape
+    if vocab_size % _STRIDE:
+        weights = np.pad(weights, ((0, 0), (0, -vocab_size % _STRIDE)))
+    blocks = weights.reshape(num_rows, -1, _STRIDE)
+    every = np.arange(num_rows)
+    sums = blocks.sum(-1)
+    ends = sums.cumsum(-1, dtype=np.float64)
+    targets = draws * _BELOW_ONE * ends[:, -1]
+    block = (ends <= targets[:, None]).sum(-1)
+    block = np.minimum(block, ends.shape[1] - 1)
+    inside = blocks[every, block].cumsum(-1, dtype=np.float64)
+    rest = targets - ends[every, block] + sums[every, block]
+    rest = np.minimum(rest, inside[:, -1] * _BELOW_ONE)
+    return block * _STRIDE + np.minimum((inside <= rest[:, None]).sum(-1), _STRIDE - 1)
 
 
-def _locate(cumulative: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first index whose cumulative sum exceeds `target`, and what of `target` is left before it.
-
-    Rounding may leave a target at or beyond the end: it is moved just below, so that a token of weight 0 is
-    never chosen.
-    """
-    target = torch.minimum(target, cumulative[:, -1] * (1 - 1e-12))
-    index = (cumulative <= target[:, None]).sum(-1).clamp_(max=cumulative.shape[1] - 1)
-    before = torch.nn.functional.pad(cumulative, (1, 0)).gather(1, index[:, None])[:, 0]
-    return index, target - before
+def pick_on_device(weights: torch.Tensor, draws: torch.Tensor) -> torch.Tensor:
+    """As `pick_on_host`, in few kernels."""
+    ends = weights.double().cumsum(-1)
+    targets = (draws * _BELOW_ONE)[:, None] * ends[:, -1:]
+    return torch.searchsorted(ends, targets, right=True)[:, 0].clamp_(max=weights.shape[1] - 1)

@@ -14,7 +14,15 @@ from transformers import PreTrainedModel
 from transformers.generation import logits_process as reference_processors
 
 from scheduler_worker.engine.randomness import uniform
-from scheduler_worker.engine.sampling import Sampler, SampleRows, draw, keep_likeliest, why_invalid
+from scheduler_worker.engine.sampling import (
+    Sampler,
+    SampleRows,
+    allowed,
+    pick_on_device,
+    pick_on_host,
+    weight_floor,
+    why_invalid,
+)
 from scheduler_worker.engine.sequences import EngineSequence
 from scheduler_worker.protocol.messages import SamplingParams
 from tests.engine.models import make_executor, make_prompt
@@ -40,6 +48,14 @@ def sampler_for(
             slot, EngineSequence("s", tokens, len(prompt or [1]), sampling, sampling.seed or 0, stops)
         )
     return sampler
+
+
+def keep_likeliest(
+    scores: torch.Tensor, top_k: torch.Tensor, top_p: torch.Tensor, min_p: torch.Tensor
+) -> torch.Tensor:
+    """The scores with -inf for what our filters drop."""
+    weights = (scores - scores.amax(-1, keepdim=True)).exp()
+    return scores.masked_fill(weights < weight_floor(weights, top_k, top_p, min_p)[:, None], -torch.inf)
 
 
 def rows(num_rows: int, index: int = 0) -> SampleRows:
@@ -88,6 +104,18 @@ def test_each_row_is_filtered_by_its_own_parameters() -> None:
     ]
 
     assert torch.equal(ours, torch.cat(expected))
+
+
+@pytest.mark.parametrize(
+    "filters", [(40, 1.0, 0.0), (VOCAB, 0.8, 0.0), (VOCAB, 1.0, 0.02), (VOCAB, 0.95, 0.02)], ids=str
+)
+def test_accepting_a_token_agrees_with_the_floor(filters: tuple[int, float, float]) -> None:
+    weights = random_logits(1).softmax(-1).expand(VOCAB, -1)
+    weights = weights / weights.max()
+    parameters = [torch.full((VOCAB,), value) for value in filters]
+    passes = allowed(weights, torch.arange(VOCAB), *parameters)
+
+    assert torch.equal(passes, weights[0] >= weight_floor(weights, *parameters)[0])
 
 
 def processed(
@@ -217,18 +245,29 @@ def test_draws_follow_the_distribution_of_transformers(kind: str) -> None:
 
 def test_the_chi_square_test_would_notice_a_wrong_temperature() -> None:
     logits = random_logits(1)
-    draws = torch.from_numpy(uniform(np.full(40_000, 9, dtype=np.uint64), np.arange(40_000)))
-    ids = torch.cat([draw((logits / 1.1).expand(1000, -1), part) for part in draws.split(1000)])
+    draws = uniform(np.full(40_000, 9, dtype=np.uint64), np.arange(40_000))
+    weights = np.broadcast_to((logits / 1.1).exp().numpy(), (1000, VOCAB))
+    ids = np.concatenate([pick_on_host(weights, part) for part in np.split(draws, 40)])
 
-    assert chi_square(ids.numpy(), logits[0].softmax(-1).numpy()) > 2 * CHI_SQUARE_LIMIT
+    assert chi_square(ids, logits[0].softmax(-1).numpy()) > 2 * CHI_SQUARE_LIMIT
 
 
-def test_a_token_of_no_weight_is_never_drawn_even_at_the_ends_of_the_interval() -> None:
-    scores = torch.full((3, 700), -torch.inf)
-    scores[:, [300, 301, 650]] = 0.0
-    draws = torch.tensor([0.0, 0.5, math.nextafter(1.0, 0.0)], dtype=torch.float64)
+ENDS_OF_THE_INTERVAL = np.array([0.0, 0.5, math.nextafter(1.0, 0.0)])
 
-    assert draw(scores, draws).tolist() == [300, 301, 650]
+
+def test_a_token_of_no_weight_is_never_picked_even_at_the_ends_of_the_interval() -> None:
+    weights = np.zeros((3, 700), dtype=np.float32)
+    weights[:, [300, 301, 650]] = 1.0
+
+    assert pick_on_host(weights, ENDS_OF_THE_INTERVAL).tolist() == [300, 301, 650]
+
+
+def test_the_device_picks_what_the_host_picks() -> None:
+    weights = random_logits(500).exp()
+    draws = uniform(np.arange(500, dtype=np.uint64), np.arange(500))
+
+    on_host = pick_on_host(weights.numpy(), draws)
+    assert np.array_equal(pick_on_device(weights, torch.from_numpy(draws)).numpy(), on_host)
 
 
 def test_numbers_are_uniform_and_independent_of_the_order_of_drawing() -> None:

@@ -129,7 +129,8 @@ class SdpaBackend:
         ids = torch.from_numpy(blocks[first:last, :num_blocks].reshape(-1))
         if self._device.type != "cpu":
             ids = ids.to(self._device)
-        return _DecodeGroup(first, last, num_tokens, ids, mask[first:last, :, :, :num_tokens])
+        mask = mask.narrow(0, first, last - first).narrow(3, 0, num_tokens)
+        return _DecodeGroup(first, last, num_tokens, ids, mask)
 
     def _full_context(self, batch: AttentionBatch, lengths: IntArray) -> tuple[TableArray, torch.Tensor]:
         """All blocks of each row; a mask's row is 0 for its context and -inf behind: a window of one long
