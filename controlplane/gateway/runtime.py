@@ -246,6 +246,11 @@ class GatewayRuntime:
         return sum(not live.answer.ended for live in self._live.values())
 
     @property
+    def num_commits(self) -> int:
+        """Commits of accepted requests since the start; many requests share one."""
+        return self._acceptance.num_commits
+
+    @property
     def context(self) -> int:
         """Tokens that prompt and answer may have together."""
         return min(self.model.max_context_tokens, self.view.max_model_len or self.model.max_context_tokens)
