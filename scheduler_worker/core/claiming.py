@@ -9,9 +9,8 @@ from __future__ import annotations
 from typing import Final
 
 from scheduler_worker.core.plan import Reason
-from scheduler_worker.core.preemption import why_not
 from scheduler_worker.core.sequence import Sequence, SequenceState
-from scheduler_worker.core.state import State
+from scheduler_worker.core.state import State, yielding
 from scheduler_worker.core.step_builder import start_cost
 from scheduler_worker.core.turns import Turns, is_urgent
 
@@ -98,26 +97,9 @@ class _Claims:
         """Whether a row would yield to it that no other claimed sequence counts on."""
         rank = sequence.rank
         if rank not in self._num_yielding:
-            self._num_yielding[rank] = self._count_yielding(rank)
+            self._num_yielding[rank] = len(yielding(self._state, rank, self._now))
         taken = max(0, -self._num_slots)
         return taken < self._num_yielding[rank]
-
-    def _count_yielding(self, rank: int) -> int:
-        state = self._state
-        rows = (*state.lockstep.rows.values(), *state.catching_up.values())
-        return sum(
-            1
-            for one in rows
-            if one.rank > rank
-            and why_not(
-                one,
-                state.lockstep.num_generated(one),
-                rank,
-                state.class_policy(one.class_id).preemption,
-                self._now,
-            )
-            is None
-        )
 
     def _fits(self, sequence: Sequence) -> bool:
         """Blocks are counted, and one that lacks them is claimed all the same: blocks are held for it."""

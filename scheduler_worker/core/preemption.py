@@ -10,10 +10,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
 
 from scheduler_worker.core.plan import Capacity, Reason
 from scheduler_worker.core.policy import Preemption
 from scheduler_worker.core.sequence import Sequence
+
+WHY_NOT: Final = (
+    Reason.CLASS_MAY_NOT_YIELD,
+    Reason.PAST_MAX_GENERATED,
+    Reason.PAST_MAX_PREEMPTIONS,
+    Reason.WITHIN_MIN_RESIDENCY,
+)
 
 
 @dataclass(frozen=True, slots=True)

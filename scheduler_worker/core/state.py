@@ -18,9 +18,9 @@ from scheduler_worker.core.cost_model import CostModel
 from scheduler_worker.core.fairness import Ledger
 from scheduler_worker.core.lockstep import Lockstep
 from scheduler_worker.core.output_lengths import OutputLengths
-from scheduler_worker.core.plan import Capacity, Finished, StepPlan
+from scheduler_worker.core.plan import Capacity, Finished, Reason, StepPlan
 from scheduler_worker.core.policy import ClassPolicy, Policy
-from scheduler_worker.core.preemption import Victim, return_cost
+from scheduler_worker.core.preemption import Victim, return_cost, why_not
 from scheduler_worker.core.queues import ClassQueues
 from scheduler_worker.core.sequence import FinishReason, Sequence, SequenceHeader, SequenceState
 
@@ -208,6 +208,25 @@ class State:
         for sequence in freed:
             self.vacate(sequence)
         return freed
+
+
+def refusal(state: State, sequence: Sequence, by_rank: int, now: float) -> Reason | None:
+    """Why a running sequence does not yield to one of rank `by_rank`; None when it may."""
+    rules = state.class_policy(sequence.class_id).preemption
+    return why_not(sequence, state.lockstep.num_generated(sequence), by_rank, rules, now)
+
+
+def yielding(state: State, by_rank: int, now: float) -> list[Sequence]:
+    """Running sequences that may yield to one of rank `by_rank`. Rows are looked at from the latest to join back to
+    the first that has decoded for longer than any class lets a victim."""
+    most = max(one.preemption.max_generated_tokens for one in state.policy.classes)
+    found = [one for one in state.catching_up.values() if refusal(state, one, by_rank, now) is None]
+    for sequence in reversed(state.lockstep.rows.values()):
+        if state.lockstep.applied - sequence.join_step > most:
+            break
+        if refusal(state, sequence, by_rank, now) is None:
+            found.append(sequence)
+    return found
 
 
 def _gap(sequence: Sequence) -> int:

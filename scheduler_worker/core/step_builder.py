@@ -20,9 +20,9 @@ from scheduler_worker.core.plan import (
     SwapIn,
     SwapOut,
 )
-from scheduler_worker.core.preemption import Victim, in_order_of_cost, last_in_line, why_not
+from scheduler_worker.core.preemption import WHY_NOT, Victim, in_order_of_cost, last_in_line
 from scheduler_worker.core.sequence import Sequence, SequenceState
-from scheduler_worker.core.state import State
+from scheduler_worker.core.state import State, refusal, yielding
 from scheduler_worker.core.turns import Turns, is_urgent
 
 MIN_PREFILL_TOKENS: Final = 32
@@ -54,6 +54,7 @@ class StepBuilder:
         self._events: list[Event] = []
         self._bypassed: list[str] = []
         self._blocked: list[Sequence] = []
+        self._victims: list[Victim] | None = None
         self._num_prefill = self._num_single = self._num_kv = self._num_pairs = 0
 
     def build(self) -> StepPlan | None:
@@ -387,41 +388,40 @@ class StepBuilder:
 
     def _choose_victims(self, candidate: Sequence, needs_slot: bool, missing: int) -> list[Victim]:
         """As few as give the candidate its slot and blocks; none when all of them would not."""
-        victims, refusals = self._victims_for(candidate)
         chosen: list[Victim] = []
-        for victim in in_order_of_cost(victims):
+        for victim in self._yielders():
             if chosen and missing <= 0:
                 break
-            chosen.append(victim)
-            missing -= self._blocks_freed_by(victim.sequence)
+            if victim.sequence.rank > candidate.rank and self._runs(victim.sequence):
+                chosen.append(victim)
+                missing -= self._blocks_freed_by(victim.sequence)
         if missing <= 0 and (chosen or not needs_slot):
             return chosen
-        self._say_not_preempted(candidate, refusals)
+        self._say_not_preempted(candidate)
         return []
+
+    def _yielders(self) -> list[Victim]:
+        """Running sequences that may yield to a more urgent class, the cheapest return first."""
+        if self._victims is None:
+            rows = yielding(self._state, -1, self._now)
+            self._victims = in_order_of_cost(self._state.as_victim(one) for one in rows)
+        return self._victims
 
     def _blocks_freed_by(self, sequence: Sequence) -> int:
         """Its own blocks and what is still promised to it."""
         own = sum(1 for block in sequence.blocks if self._state.pool.num_holders(block) == 1)
         return own + max(0, sequence.promised_blocks - len(sequence.blocks))
 
-    def _victims_for(self, candidate: Sequence) -> tuple[list[Victim], list[Reason]]:
-        state, victims, refusals = self._state, [], []
-        for one in self._running():
-            rules = state.class_policy(one.class_id).preemption
-            reason = why_not(one, state.lockstep.num_generated(one), candidate.rank, rules, self._now)
-            if reason is None:
-                victims.append(state.as_victim(one))
-            else:
-                refusals.append(reason)
-        return victims, refusals
-
-    def _say_not_preempted(self, candidate: Sequence, refusals: list[Reason]) -> None:
-        if not refusals:
+    def _say_not_preempted(self, candidate: Sequence) -> None:
+        """Why those of lower rank stay, the commonest reason."""
+        if any(one in candidate.told for one in WHY_NOT) or not self._state.num_running:
             return
-        reason = max(refusals, key=lambda one: (refusals.count(one), one.value))
-        left_s = candidate.latest_start_at - self._now
-        if reason not in candidate.told:
-            numbers: dict[str, float | int | str] = {"left_s": left_s, "num_rows": len(refusals)}
+        refusals = [refusal(self._state, one, candidate.rank, self._now) for one in self._running()]
+        reasons = [one for one in refusals if one is not None]
+        if reasons:
+            reason = max(reasons, key=lambda one: (reasons.count(one), one.value))
+            left_s = candidate.latest_start_at - self._now
+            numbers: dict[str, float | int | str] = {"left_s": left_s, "num_rows": reasons.count(reason)}
             self._event(EventKind.NOT_PREEMPTED, reason, candidate, numbers)
 
     # The plan
