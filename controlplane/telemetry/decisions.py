@@ -1,7 +1,7 @@
 """The scheduler's events as operators read them: similar ones folded, and what they explain.
 
 Nothing is inferred from figures. A broken promise gets as causes only events that say so themselves: their kind can
-make that half of a promise late, and they concern the class, by their own class or by one that their numbers name.
+make that half of a promise late, and they concern the class.
 """
 
 from __future__ import annotations
@@ -31,41 +31,34 @@ ROUTINE_REASONS: Final = frozenset(
     {("queued", "arrived"), ("finished", "stopped"), ("finished", "length"), ("finished", "cancelled")}
 )
 
-EXPLAINS: Final[dict[Metric, frozenset[tuple[str, str]]]] = {
+EXPLAINING_KINDS: Final[dict[Metric, frozenset[str]]] = {
+    "ttft": frozenset({"not_preempted", "out_of_blocks", "bound_missed", "policy_applied", "worker_failed"}),
+    "tpot": frozenset({"preempted", "out_of_blocks", "policy_applied", "worker_failed"}),
+}
+EXPLAINING_REASONS: Final[dict[Metric, frozenset[tuple[str, str]]]] = {
     "ttft": frozenset(
         {
-            ("not_preempted", "class_may_not_yield"),
-            ("not_preempted", "past_max_generated"),
-            ("not_preempted", "past_max_preemptions"),
-            ("not_preempted", "no_blocks"),
-            ("out_of_blocks", "no_blocks"),
-            ("out_of_blocks", "head_holds_blocks"),
-            ("bound_missed", "estimate_was_off"),
-            ("bound_missed", "worker_slowed"),
+            ("queued", "requeued"),
             ("batch_limit_changed", "itl_above_band"),
             ("batch_limit_changed", "out_of_memory"),
-            ("queued", "requeued"),
-            ("policy_applied", "policy_published"),
         }
     ),
     "tpot": frozenset(
         {
-            ("preempted", "preempted_by_priority"),
-            ("preempted", "preempted_by_memory"),
-            ("out_of_blocks", "no_blocks"),
+            ("queued", "requeued"),
             ("bound_missed", "worker_slowed"),
             ("batch_limit_changed", "out_of_memory"),
-            ("queued", "requeued"),
-            ("policy_applied", "policy_published"),
         }
     ),
 }
-WHOLE_WORKER: Final = frozenset({"batch_limit_changed", "policy_applied"})
+WHOLE_WORKER: Final = frozenset({"batch_limit_changed", "policy_applied", "worker_failed"})
+"""Kinds that are about no class; they explain a break only when it followed within a minute."""
 
 RULES: Final = {
     "class_may_not_yield": "classes.{index}.preemption.preemptible",
     "past_max_generated": "classes.{index}.preemption.max_generated_tokens",
     "past_max_preemptions": "classes.{index}.preemption.max_preemptions",
+    "within_min_residency": "classes.{index}.preemption.min_residency_s",
     "head_holds_blocks": "memory.max_bypasses",
     "itl_above_band": "batch_limit.itl_target_s",
 }
@@ -157,8 +150,8 @@ class EventLog:
         """The first event of each explaining group since shortly before the break, most frequent group first."""
         found = []
         for key, group in self._groups.items():
-            if key[:2] in EXPLAINS[metric]:
-                until = since + LOOKBACK_S if key[0] in WHOLE_WORKER else now
+            if key[0] in EXPLAINING_KINDS[metric] or key[:2] in EXPLAINING_REASONS[metric]:
+                until = since if key[0] in WHOLE_WORKER else now
                 found.extend(_first(group, class_id, since - LOOKBACK_S, until))
         return sorted(found, key=lambda pair: (-pair[1], pair[0]))
 
@@ -171,24 +164,28 @@ def _first(group: list[_Entry], class_id: str, start: float, end: float) -> Iter
 
 
 def concerns(event: EventRecord, class_id: str) -> bool:
-    """Whether an event is about a class: by its own, by one its numbers name, or because it is about the worker."""
-    if event.kind in WHOLE_WORKER:
-        return True
-    named = [
-        value for name, value in event.numbers.items() if name.endswith("class") or name.endswith("class_id")
-    ]
-    return (
-        class_id in named if named and event.kind == "not_preempted" else class_id in (event.class_id, *named)
-    )
+    """Whether an event is about a class, or about the worker that serves all of them."""
+    return event.class_id == class_id or event.kind in WHOLE_WORKER
 
 
 def rule_of(event: EventRecord, policy: Policy) -> str | None:
-    """The path of the rule that decided an event, where it is one of the policy's."""
+    """The path of the rule that decided an event, where it is one of the policy's and there is no doubt which."""
     template = RULES.get(event.reason)
-    if template is None:
+    if template is None or "{index}" not in template:
+        return template
+    index = _who_did_not_yield(event, policy)
+    return None if index is None else template.format(index=index)
+
+
+def _who_did_not_yield(event: EventRecord, policy: Policy) -> int | None:
+    """The one less urgent class whose rule it can have been; the event names only who asked."""
+    rank = next((one.rank for one in policy.classes if one.id == event.class_id), None)
+    if rank is None:
         return None
-    index = next((number for number, one in enumerate(policy.classes) if one.id == event.class_id), None)
-    return None if index is None and "{index}" in template else template.format(index=index)
+    lower = [(number, one) for number, one in enumerate(policy.classes) if one.rank > rank]
+    may_yield = event.reason != "class_may_not_yield"
+    candidates = [number for number, one in lower if one.preemption.preemptible == may_yield]
+    return candidates[0] if len(candidates) == 1 else None
 
 
 def _limit_change(entry: _Entry) -> BatchLimitChange:

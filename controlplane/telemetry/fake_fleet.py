@@ -253,31 +253,19 @@ class FakeFleet:
 
     def _schedule(self, one: _Request) -> None:
         wait_s = one.starts_at - one.arrived_at
-        left_s = one.objective_ttft_s - wait_s
-        rescue = left_s < 0.1 and one.class_id == "high"
+        left_s = one.objective_ttft_s - wait_s - 0.1
+        rescue = 0 < left_s < 0.1 and one.class_id == "high"
         reason = "rescue" if rescue else "turn"
         self._say(one.worker, "scheduled", reason, one, one.starts_at, left_s=left_s, wait_s=wait_s)
         if one.ttft_s > one.objective_ttft_s and one.class_id == "high" and one.starts_at >= self.fault_at:
             self._refuse_to_yield(one)
 
     def _refuse_to_yield(self, urgent: _Request) -> None:
-        running = [one for one in self._requests if one.class_id == "normal" and one.worker == urgent.worker]
-        if running:
-            victim = self._random.choice(running)
-            numbers = {"by": urgent.request_id, "by_class": urgent.class_id, "policy_version": self.version}
-            self._say(
-                urgent.worker, "not_preempted", "class_may_not_yield", victim, urgent.starts_at, **numbers
-            )
-        free = self._random.randrange(12)
-        self._say(
-            urgent.worker,
-            "out_of_blocks",
-            "no_blocks",
-            urgent,
-            urgent.starts_at,
-            num_blocks=44,
-            num_free=free,
-        )
+        at, worker = urgent.starts_at - 0.1, urgent.worker
+        num_rows = sum(one.class_id == "normal" and one.worker == worker for one in self._requests)
+        self._say(worker, "not_preempted", "class_may_not_yield", urgent, at, left_s=0.012, num_rows=num_rows)
+        missing = 12 + self._random.randrange(60)
+        self._say(worker, "out_of_blocks", "no_blocks", urgent, at, num_blocks=missing)
 
     def _may_park(self, one: _Request, now: float) -> bool:
         return one.first_token_at < now < one.ends_at - 2 and self._random.random() < 0.002
@@ -285,12 +273,10 @@ class FakeFleet:
     def _park(self, one: _Request, now: float) -> None:
         one.parked_at = now
         by = next((other for other in reversed(self._requests) if other.class_id == "high"), None)
-        num_blocks = _num_blocks(one, now)
         by_id, by_class = (by.request_id, by.class_id) if by else ("", "")
         self._say(
             one.worker, "preempted", "preempted_by_priority", one, now,
-            by=by_id, by_class=by_class, left_s=0.012, num_blocks=num_blocks, copy_s=0.011, recompute_s=0.44,
-            num_tokens=one.num_prompt_tokens,
+            by=by_id, by_class=by_class, left_s=0.012, return_s=0.011, swaps=1,
         )  # fmt: skip
 
     def _resume(self, one: _Request, now: float) -> None:
@@ -298,7 +284,7 @@ class FakeFleet:
         parked_s = now - one.parked_at
         one.parked_at = None
         one.tpot_s += parked_s / one.num_output_tokens
-        self._say(one.worker, "resumed", "swapped_in", one, now, parked_s=parked_s, num_tokens=0)
+        self._say(one.worker, "resumed", "swapped_in", one, now, parked_s=parked_s, num_cached_tokens=0)
 
     def _shrink(self, now: float) -> None:
         steps = min(3, int((now - self.fault_at) // 6))
@@ -307,7 +293,7 @@ class FakeFleet:
             if after < worker.limit:
                 self._say(
                     worker.name, "batch_limit_changed", "itl_above_band", None, now,
-                    before=worker.limit, after=after, itl_s=0.0489, target_s=0.04, band_s=0.048,
+                    before=worker.limit, after=after, itl_s=0.0489, target_s=0.04,
                 )  # fmt: skip
                 worker.limit = after
 

@@ -28,9 +28,8 @@ from controlplane.telemetry.fold import TelemetryFold
 from controlplane.telemetry.leadership import Leadership
 from controlplane.telemetry.schema import Point
 from controlplane.telemetry.source import TelemetrySource
-from controlplane.telemetry.words import render as render_event
 from scheduler_worker.core.policy import Policy
-from scheduler_worker.protocol import keys
+from scheduler_worker.protocol import keys, reasons
 from scheduler_worker.protocol.messages import GatewayTelemetry, WorkerTelemetry
 
 logger = logging.getLogger(__name__)
@@ -101,9 +100,10 @@ class _Due:
 class Folder:
     """Folds one pool's telemetry for as long as `run` runs."""
 
-    def __init__(self, redis: Redis, pool: str, name: str, render: Render = render_event) -> None:
+    def __init__(self, redis: Redis, pool: str, name: str, render: Render = reasons.render) -> None:
         self.pool = pool
         self.leads = False
+        self.restored = False
         self.fold = TelemetryFold(render)
         self._source = TelemetrySource(redis, pool)
         self._archive = Archive(pool)
@@ -141,6 +141,7 @@ class Folder:
         self.fold.restore(await self._archive.rollups(self.now() - RESTORE_S), before=begin)
         self._replay(tail)
         await self._refresh_budget()
+        self.restored = True
 
     def _replay(self, tail: list[Message]) -> None:
         tick = _Due(REFRESH_S)

@@ -121,7 +121,7 @@ def _store_past(pool: str, state: State) -> None:
     """A quarter of an hour before the stream's tail, as roll-ups."""
     from controlplane.telemetry import services
     from controlplane.telemetry.fold import TelemetryFold
-    from controlplane.telemetry.words import render
+    from scheduler_worker.protocol.reasons import render
 
     now = time.time()
     at = now - PAST_S

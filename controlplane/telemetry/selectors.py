@@ -22,15 +22,14 @@ BUDGET: Final = timedelta(days=30)
 def rollups(pool: str, since: float) -> list[Rollup]:
     """The stored ten-second intervals of a pool that began at `since` or later, oldest first."""
     start = datetime.fromtimestamp(since, UTC)
+    # Both tables are written in one transaction. Read in this order, an interval never lacks its classes.
+    fleet = FleetRollup.objects.filter(pool=pool, started_at__gte=start).values_list("started_at", "figures")
+    figures = dict(fleet.order_by("started_at"))
     rows = LatencyRollup.objects.filter(pool=pool, resolution_s=Resolution.FINE, started_at__gte=start)
     classes: dict[datetime, list[LatencyRollup]] = {}
     for row in rows.order_by("class_id"):
         classes.setdefault(row.started_at, []).append(row)
-    fleet = dict(
-        FleetRollup.objects.filter(pool=pool, started_at__gte=start).values_list("started_at", "figures")
-    )
-    starts = sorted(classes.keys() | fleet.keys())
-    return [_rollup(at, classes.get(at, []), fleet.get(at, {})) for at in starts]
+    return [_rollup(at, classes.get(at, []), known) for at, known in figures.items()]
 
 
 def _rollup(started_at: datetime, rows: list[LatencyRollup], figures: dict[str, Any]) -> Rollup:

@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 
-from controlplane.telemetry.decisions import concerns
+from controlplane.telemetry.decisions import rule_of
 from controlplane.telemetry.schema import Verdict
+from scheduler_worker.core.policy import Policy
 from scheduler_worker.protocol.messages import EventRecord
-from tests.telemetry.builders import T0, event, first, fold, gateway, seen, worker
-
-MAY_NOT_YIELD = {"numbers": {"by": "7f3a", "by_class": "high"}}
+from tests.telemetry.builders import T0, event, first, fold, gateway, policy, seen, worker
 
 
 def broken_by(*events: EventRecord) -> Verdict:
@@ -84,27 +83,20 @@ def test_without_an_explaining_event_no_cause_is_given() -> None:
     assert broken_by(event(99, "scheduled", "turn")).causes == ()
 
 
-def test_an_event_that_names_the_class_is_its_cause() -> None:
-    verdict = broken_by(event(95, "not_preempted", "class_may_not_yield", "low", **MAY_NOT_YIELD))
+def test_an_event_about_the_class_is_its_cause() -> None:
+    verdict = broken_by(event(95, "not_preempted", "class_may_not_yield"))
     assert [(cause.at - T0, cause.text) for cause in verdict.causes] == [(95, "class_may_not_yield of r95")]
 
 
-def test_the_cause_leads_to_the_rule_that_its_events_name() -> None:
-    verdict = broken_by(event(95, "not_preempted", "class_may_not_yield", "low", **MAY_NOT_YIELD))
-    assert verdict.rule_path == "classes.1.preemption.preemptible"
-
-
 def test_repeated_causes_are_one_with_a_count() -> None:
-    events = [
-        event(95 + n / 2, "not_preempted", "class_may_not_yield", "low", **MAY_NOT_YIELD) for n in range(38)
-    ]
+    events = [event(95 + n / 2, "not_preempted", "class_may_not_yield") for n in range(38)]
     text = "class_may_not_yield of r95.0 38 like it in the last minute."
     assert [cause.text for cause in broken_by(*events).causes] == [text]
 
 
 def test_causes_come_in_the_order_of_time() -> None:
     verdict = broken_by(
-        event(98, "not_preempted", "class_may_not_yield", "low", **MAY_NOT_YIELD),
+        event(98, "not_preempted", "past_max_generated"),
         event(96, "out_of_blocks", "no_blocks", "high"),
     )
     assert [cause.at - T0 for cause in verdict.causes] == [96, 98]
@@ -117,16 +109,42 @@ def test_causes_come_in_the_order_of_time() -> None:
         event(30, "out_of_blocks", "no_blocks", "high"),  # long before
         event(95, "preempted", "preempted_by_priority", "low"),  # explains late tokens, of low
         event(95, "batch_limit_changed", "itl_below_band", ""),  # the limit grew
+        event(110, "policy_applied", "policy_published", ""),  # after the break
     ],
 )
 def test_what_does_not_explain_is_no_cause(innocent: EventRecord) -> None:
     assert broken_by(innocent).causes == ()
 
 
+def test_a_policy_published_just_before_is_a_cause() -> None:
+    verdict = broken_by(event(95, "policy_applied", "policy_published", ""))
+    assert [cause.at - T0 for cause in verdict.causes] == [95]
+
+
+def rules(low: dict[str, Any], lowest: dict[str, Any]) -> Policy:
+    slo = {"ttft_s": 1, "tpot_s": 1}
+    return policy(
+        {"id": "high", "rank": 0, "weight": 1, "slo": slo},
+        {"id": "low", "rank": 1, "weight": 1, "slo": slo, "preemption": low},
+        {"id": "lowest", "rank": 2, "weight": 1, "slo": slo, "preemption": lowest},
+    )
+
+
+FIXED, YIELDS = {"preemptible": False}, {"preemptible": True}
+
+
 @pytest.mark.parametrize(
-    ("numbers", "about_high"),
-    [({"by_class": "high"}, True), ({"by_class": "low"}, False), ({"by": "high"}, False), ({}, False)],
+    ("reason", "low", "lowest", "path"),
+    [
+        ("class_may_not_yield", FIXED, YIELDS, "classes.1.preemption.preemptible"),
+        ("class_may_not_yield", YIELDS, FIXED, "classes.2.preemption.preemptible"),
+        ("class_may_not_yield", FIXED, FIXED, None),  # either may have been meant
+        ("past_max_generated", FIXED, YIELDS, "classes.2.preemption.max_generated_tokens"),
+        ("head_holds_blocks", YIELDS, YIELDS, "memory.max_bypasses"),
+        ("no_blocks", FIXED, YIELDS, None),  # no rule decides how large the memory is
+    ],
 )
-def test_a_class_is_concerned_when_the_numbers_name_it(numbers: dict[str, Any], about_high: bool) -> None:
-    one = event(1, "not_preempted", "class_may_not_yield", "low", numbers=numbers)
-    assert concerns(one, "high") is about_high
+def test_the_rule_is_named_where_there_is_no_doubt_which(
+    reason: str, low: dict[str, Any], lowest: dict[str, Any], path: str | None
+) -> None:
+    assert rule_of(event(1, "not_preempted", reason), rules(low, lowest)) == path
