@@ -1,132 +1,133 @@
-"""May it enter? Decided before anything is written; a yes holds its place in Redis for 5 s, a no says when to retry."""
+"""May it enter? Decided before anything is written, with the core's own code.
+
+The place is reserved first and atomically, so that two gateways never take the same room; the reply says what
+waited before, and a refusal gives the place back. A no says when to come back.
+"""
 
 from __future__ import annotations
 
-import math
 import time
-from collections import deque
-from typing import Final
+from typing import Final, NoReturn
 
 import redis.asyncio
 from redis.exceptions import RedisError
 
 from controlplane.tenants.selectors import KeyInfo
+from scheduler_worker.core import admission as core
 from scheduler_worker.core.policy import ClassPolicy, Policy
 from scheduler_worker.protocol import scripts
 from scheduler_worker.protocol.messages import EventRecord
+from scheduler_worker.protocol.reasons import render
 from scheduler_worker.protocol.scripts import Reserved
 
 from .errors import Refused, Unavailable
+from .forecast import Forecast
 from .intake import Sized
 from .pool_view import PoolView
 from .quotas import Quotas
 from .redis_scripts import ScriptBatcher
 from .telemetry import Telemetry
 
-RATE_WINDOW_S: Final = 30.0
-LEAST_RETRY_S: Final = 1.0
-MOST_RETRY_S: Final = 120.0
-
-
-class DrainRate:
-    """How fast a class's requests end here: what the time until there is room again is computed from."""
-
-    def __init__(self) -> None:
-        self._ends: dict[str, deque[float]] = {}
-
-    def ended(self, class_id: str, now: float) -> None:
-        """A request of the class ended."""
-        ends = self._ends.setdefault(class_id, deque(maxlen=1000))
-        ends.append(now)
-
-    def seconds_for(self, class_id: str, num: int, now: float) -> float:
-        """Seconds until `num` requests will have ended, between 1 and 120."""
-        ends = self._ends.get(class_id, deque())
-        while ends and ends[0] < now - RATE_WINDOW_S:
-            ends.popleft()
-        if not ends:
-            return LEAST_RETRY_S * 5
-        per_second = len(ends) / max(now - ends[0], 1.0)
-        return min(max(num / per_second, LEAST_RETRY_S), MOST_RETRY_S)
+NO_ANSWER: Final = "The queue does not answer. Try again."
+MOST_RETRY_S: Final = 600.0
+Numbers = dict[str, float | int | str]
 
 
 class Admission:
     """The decision for one pool."""
 
-    def __init__(self, pool: str, client: redis.asyncio.Redis, view: PoolView, telemetry: Telemetry) -> None:
+    def __init__(
+        self, pool: str, client: redis.asyncio.Redis, view: PoolView, telemetry: Telemetry
+    ) -> None:
         self._pool = pool
         self._view = view
         self._telemetry = telemetry
         self._reserve: ScriptBatcher[Reserved] = ScriptBatcher(client)
+        self._unreserve: ScriptBatcher[bool] = ScriptBatcher(client)
         self._quotas = Quotas(pool, client)
-        self.drain_rate = DrainRate()
+        self.forecast = Forecast()
 
     def policy(self) -> Policy:
         """The live policy; raises `Unavailable` while none is known."""
         if self._view.policy is None:
-            raise Unavailable(
-                "No policy was published for this pool yet.", code="no_policy", retry_after_s=5.0
-            )
+            raise Unavailable("No policy was published for this pool yet.", code="no_policy", retry_after_s=5.0)
         return self._view.policy
 
     async def admit(
-        self, key: KeyInfo, rules: ClassPolicy, request_id: str, sized: Sized, cost: float
-    ) -> None:
-        """Reserve its place; raises `Unavailable` or `Refused`."""
+        self, key: KeyInfo, policy: Policy, rules: ClassPolicy, request_id: str, sized: Sized
+    ) -> float:
+        """Reserve the request's place; its expected cost. Raises `Unavailable` or `Refused`."""
         if not self._view.is_fresh:
-            raise Unavailable("The queue does not answer. Try again.", code="no_queue", retry_after_s=1.0)
+            raise Unavailable(NO_ANSWER, code="no_queue", retry_after_s=1.0)
         if not self._view.has_worker:
             raise Unavailable("No worker is alive to serve this model.", code="no_worker", retry_after_s=2.0)
+        ask = self.forecast.ask(rules.id, sized.num_prompt_tokens, sized.max_tokens)
+        cost = core.request_cost(policy, ask)
         try:
             await self._check_quota(key, rules, sized)
-            await self._check_queue(key, rules, request_id, sized, cost)
+            await self._check_queue(key, policy, rules, request_id, sized, ask, cost)
         except RedisError as error:
-            raise Unavailable(
-                "The queue does not answer. Try again.", code="no_queue", retry_after_s=1.0
-            ) from error
+            raise Unavailable(NO_ANSWER, code="no_queue", retry_after_s=1.0) from error
+        self.forecast.accepted(ask, cost, time.perf_counter())
         self._arrived(key, rules, sized, "accepted")
+        return cost
 
     async def _check_quota(self, key: KeyInfo, rules: ClassPolicy, sized: Sized) -> None:
         spent = await self._quotas.take(key, sized.num_prompt_tokens + sized.max_tokens)
-        if spent is None:
-            return
-        self._arrived(key, rules, sized, "tenant_quota")
-        raise Refused(
-            f"The tenant {key.tenant_slug} has used its {spent.what} of {spent.per_minute:,} a minute; "
-            f"room again in {math.ceil(spent.retry_after_s)} s.",
-            code="rate_limit_exceeded",
-            retry_after_s=spent.retry_after_s,
-        )
+        if spent is not None:
+            numbers: Numbers = {"per_minute": spent.per_minute, "retry_after_s": spent.retry_after_s}
+            self._refuse(key, rules, sized, "tenant_quota", numbers)
 
     async def _check_queue(
-        self, key: KeyInfo, rules: ClassPolicy, request_id: str, sized: Sized, cost: float
+        self,
+        key: KeyInfo,
+        policy: Policy,
+        rules: ClassPolicy,
+        request_id: str,
+        sized: Sized,
+        ask: core.Ask,
+        cost: float,
     ) -> None:
         call = scripts.reserve(self._pool, request_id, rules.id, cost, rules.queue_limit)
         reserved = await self._reserve.run(call)
-        if reserved.accepted:
+        decision = self._decide(policy, ask, reserved)
+        if isinstance(decision, core.Admitted):
             return
-        waiting = reserved.load[rules.id].num if rules.id in reserved.load else rules.queue_limit
-        retry_after_s = self.drain_rate.seconds_for(
-            rules.id, waiting - rules.queue_limit + 1, time.perf_counter()
-        )
-        self._arrived(key, rules, sized, "queue_full")
-        raise Refused(
-            f"The queue of class {rules.id} is full: {waiting} requests wait, its limit is {rules.queue_limit}. "
-            f"Try again in {math.ceil(retry_after_s)} s.",
-            code="queue_full",
-            retry_after_s=retry_after_s,
+        if reserved.accepted:
+            await self._unreserve.run(scripts.unreserve(self._pool, request_id))
+        self._refuse(key, rules, sized, decision.reason, _numbers(decision))
+
+    def _decide(self, policy: Policy, ask: core.Ask, reserved: Reserved) -> core.Admitted | core.Refused:
+        return self.forecast.decide(
+            policy, ask, reserved.load, self._view.workers, self._view.num_gateways, time.perf_counter()
         )
 
+    def _refuse(
+        self, key: KeyInfo, rules: ClassPolicy, sized: Sized, reason: str, numbers: Numbers
+    ) -> NoReturn:
+        """Tell operators and client the same, in words."""
+        event = EventRecord(
+            at=self._telemetry.now(),
+            kind="rejected",
+            reason=str(reason),
+            class_id=rules.id,
+            tenant=key.tenant_slug,
+            numbers={**numbers, "num_prompt_tokens": sized.num_prompt_tokens},
+        )
+        self._telemetry.event(event)
+        self._arrived(key, rules, sized, str(reason))
+        code = "rate_limit_exceeded" if reason == "tenant_quota" else str(reason)
+        raise Refused(render(event), code=code, retry_after_s=float(numbers["retry_after_s"]))
+
     def _arrived(self, key: KeyInfo, rules: ClassPolicy, sized: Sized, outcome: str) -> None:
-        telemetry = self._telemetry
-        telemetry.arrived(rules.id, key.tenant_slug, sized.num_prompt_tokens, sized.max_tokens, outcome)
-        if outcome != "accepted":
-            event = EventRecord(
-                at=telemetry.now(),
-                kind="rejected",
-                reason=outcome,
-                class_id=rules.id,
-                tenant=key.tenant_slug,
-                numbers={"num_prompt_tokens": sized.num_prompt_tokens, "queue_limit": rules.queue_limit},
-            )
-            telemetry.event(event)
+        self._telemetry.arrived(rules.id, key.tenant_slug, sized.num_prompt_tokens, sized.max_tokens, outcome)
+
+
+def _numbers(refused: core.Refused) -> Numbers:
+    """The decision's figures under the names that `protocol.reasons` prints."""
+    numbers: Numbers = {**refused.numbers, "retry_after_s": min(max(refused.retry_after_s, 1.0), MOST_RETRY_S)}
+    added_s = float(numbers.get("prefill_s", 0.0)) if refused.reason == "predicted_ttft" else 0.0
+    if "wait_s" in numbers:
+        numbers["predicted_s"] = float(numbers["wait_s"]) + added_s
+        numbers["bound_s"] = float(numbers["bound_s"]) + added_s
+    return numbers

@@ -9,7 +9,7 @@ from typing import Final
 
 import msgspec
 
-from scheduler_worker.core.policy import ClassPolicy, Policy
+from scheduler_worker.core.policy import ClassPolicy
 from scheduler_worker.protocol.hashing import block_hashes
 from scheduler_worker.protocol.messages import SamplingParams
 
@@ -47,11 +47,6 @@ class Sized:
     def hashes(self, block_size: int | None) -> tuple[int, ...]:
         """The prompt's block hashes, where a worker said how large its blocks are."""
         return block_hashes(self.token_ids, block_size) if block_size else ()
-
-    def cost(self, policy: Policy) -> float:
-        """What it may cost the class, in the policy's token costs."""
-        costs = policy.fairness
-        return self.num_prompt_tokens * costs.prompt_token_cost + self.max_tokens * costs.output_token_cost
 
 
 async def measure(asked: Asked, model: TextModel, rules: ClassPolicy, context: int) -> Sized:

@@ -30,7 +30,7 @@ class PoolView:
     policy: Policy | None = None
     policy_version: int = 0
     workers: dict[str, WorkerInfo] = field(default_factory=dict)
-    num_leases: int = 0
+    num_gateways: int = 1
     refreshed_at: float = float("-inf")
     _announced: bytes = b""
 
@@ -41,9 +41,11 @@ class PoolView:
             pipe.time()
             pipe.get(keys.POLICY.of(self.pool))
             pipe.zrange(keys.WORKER_LEASES.of(self.pool), 0, -1, withscores=True)
-            (seconds, microseconds), announced, leases = await pipe.execute()
+            pipe.zcard(keys.GATEWAY_LEASES.of(self.pool))
+            (seconds, microseconds), announced, leases, num_gateways = await pipe.execute()
         now = seconds + microseconds / 1e6
         self.clock.observe(now, sent_at, time.perf_counter())
+        self.num_gateways = max(num_gateways, 1)
         self._take_policy(announced)
         await self._take_workers(client, [name for name, ends_at in leases if ends_at > now])
         self.refreshed_at = time.perf_counter()
@@ -83,7 +85,6 @@ class PoolView:
             logger.error("the live policy cannot be read; keeping v%d: %s", self.policy_version, error)
 
     async def _take_workers(self, client: redis.asyncio.Redis, names: list[bytes]) -> None:
-        self.num_leases = len(names)
         found: dict[str, WorkerInfo] = {}
         if names:
             infos = await client.mget([keys.WORKER_INFO.of(self.pool, name.decode()) for name in names])

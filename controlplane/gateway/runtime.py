@@ -279,8 +279,7 @@ class GatewayRuntime:
         rules = choose_class(key, policy, asked.priority)
         sized = await measure(asked, self.model, rules, self.context)
         request_id = str(uuid.uuid4())
-        cost = sized.cost(policy)
-        await self.admission.admit(key, rules, request_id, sized, cost)
+        cost = await self.admission.admit(key, policy, rules, request_id, sized)
         header = self._header(request_id, key, rules, sized, headers_reading, cost)
         live = self._new_live(header, asked, sized, rules, headers_reading, has_client)
         await self._commit(live, self._row(live, asked, sized, key, endpoint))
@@ -444,7 +443,8 @@ class GatewayRuntime:
         if live.end_reading is not None:
             return
         live.end_reading = time.perf_counter()
-        self.admission.drain_rate.ended(live.header.class_id, live.end_reading)
+        if live.state == "succeeded":
+            self.admission.forecast.ended(live.header.class_id, live.answer.num_output_tokens)
         if not live.is_adopted:
             self.telemetry.finished(live.end_sample(self.clock))
         self._completions.add(live, live.completion(self.clock))

