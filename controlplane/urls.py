@@ -3,6 +3,7 @@
 from django.contrib import admin
 from django.urls import include, path, re_path
 from django.views.decorators.csrf import csrf_exempt
+from django.views.generic import RedirectView
 from drf_spectacular.views import SpectacularJSONAPIView, SpectacularSwaggerSplitView
 
 from controlplane.common import views
@@ -38,6 +39,7 @@ urlpatterns = [
     path("api/schema", SpectacularJSONAPIView.as_view(), name="schema"),
     path("api/docs", SpectacularSwaggerSplitView.as_view(url_name="schema")),
     path("", include("controlplane.telemetry.urls")),
+    path("admin/login/", RedirectView.as_view(url="/sign-in")),  # one door, which slows guessing down
     path("admin/", admin.site.urls),
     re_path(r"^(?:api|v1|ws)(?:/|$)", csrf_exempt(views.no_such_route)),
     re_path(r"^(?:(?:live|policies|playground|sign-in)(?:/.*)?)?$", views.frontend),

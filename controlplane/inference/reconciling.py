@@ -6,8 +6,9 @@ They are queued again where that can succeed, else ended with a reason.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
 from controlplane.common.connections import redis_client, run_script
@@ -18,7 +19,7 @@ from scheduler_worker.protocol.messages import Header, Payload, ProtocolError, d
 
 logger = logging.getLogger(__name__)
 
-MAX_ROWS: Final = 2000
+CHUNK_ROWS: Final = 1000
 LOST_STREAM: Final = (
     "The request was lost: the queue lost its memory and the gateway that held the client's connection is "
     "gone. Send it again."
@@ -43,7 +44,17 @@ class Outcome:
 
 def reconcile_lost(pool: str, lost_after_s: float) -> Outcome:
     """Deal with accepted requests older than `lost_after_s` that Redis does not know and no gateway holds."""
-    lost = _lost(pool, list(selectors.in_progress(pool, older_than_s=lost_after_s)[:MAX_ROWS]))
+    rows = selectors.in_progress(pool, older_than_s=lost_after_s).defer("payload", "prompt", "output")
+    ids = [row.pk for chunk in _chunks(rows.iterator(CHUNK_ROWS)) for row in _lost(pool, chunk)]
+    return _deal_with(list(InferenceRequest.objects.filter(pk__in=ids)))
+
+
+def _chunks(rows: Iterator[InferenceRequest]) -> Iterator[list[InferenceRequest]]:
+    while chunk := list(islice(rows, CHUNK_ROWS)):
+        yield chunk
+
+
+def _deal_with(lost: Sequence[InferenceRequest]) -> Outcome:
     native = [row for row in lost if row.endpoint in services.NATIVE_ENDPOINTS]
     requeued = [row for row in native if _requeue(row)]
     again = {row.pk for row in requeued}

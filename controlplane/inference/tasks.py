@@ -7,7 +7,7 @@ import logging
 
 from celery import shared_task
 from django.conf import settings
-from django.db import InterfaceError, OperationalError
+from django.db import DataError, InterfaceError, OperationalError
 
 from controlplane.common.connections import run_script
 from controlplane.inference import reconciling, services
@@ -26,7 +26,20 @@ logger = logging.getLogger(__name__)
 )
 def record_completions(batch: list[str]) -> int:
     """Write the ends of requests: base64 of msgpack `CompletionRecord`s. Returns how many rows changed."""
-    return services.mark_finished(filter(None, map(_readable, batch)))
+    records = [one for one in map(_readable, batch) if one is not None]
+    try:
+        return services.mark_finished(records)
+    except (DataError, ValueError):
+        return sum(_mark_alone(one) for one in records)
+
+
+def _mark_alone(record: CompletionRecord) -> int:
+    """One record of a refused batch alone: only one at fault is dropped, and its row reconciled later."""
+    try:
+        return services.mark_finished([record])
+    except (DataError, ValueError) as error:
+        logger.error("the completion of %s was dropped: %s", record.request_id, error)
+        return 0
 
 
 def _readable(text: str) -> CompletionRecord | None:

@@ -42,12 +42,12 @@ def announced(pool: str) -> PolicyAnnouncement | None:
 def reconcile(pool: str) -> bool:
     """Announce the live version again when Redis says another (it lost its memory, or Postgres was restored).
 
-    Returns whether they differed. The live version is read after Redis, so that a publish between the two is
-    never undone.
+    Returns whether they differed. Postgres is read after Redis, and versions are announced after they are
+    committed: so a higher version in Redis is one that Postgres lost, never one that was just published.
     """
     said = announced(pool)
     live = selectors.find_active(pool)
     if live is None or said == selectors.announcement_of(live):
         return False
-    announce(live, force=True)
+    announce(live, force=said is not None and said.version >= live.version)
     return True

@@ -455,3 +455,23 @@ def test_the_documentation_needs_no_other_server(anonymous: APIClient) -> None:
     html = anonymous.get("/api/docs").content.decode()
     assert "/static/drf_spectacular_sidecar/swagger-ui-dist/swagger-ui-bundle.js" in html
     assert not re.search(r"""(src|href)=["'](https?:)?//""", html)
+
+
+SCRIPT = "/static/drf_spectacular_sidecar/swagger-ui-dist/swagger-ui-bundle.js"
+
+
+def test_files_are_served_whole_so_that_asgi_does_not_stream_them_synchronously(anonymous: APIClient) -> None:
+    response = anonymous.get(SCRIPT)
+    assert (response.status_code, response.streaming, response["Content-Type"].split(";")[0]) == (
+        200, False, "text/javascript",
+    )  # fmt: skip
+
+
+def test_a_part_of_a_file_can_be_asked_for(anonymous: APIClient) -> None:
+    response = anonymous.get(SCRIPT, headers={"Range": "bytes=10-19"})
+    assert (response.status_code, len(response.content)) == (206, 10)
+
+
+def test_a_file_that_is_known_is_not_sent_again(anonymous: APIClient) -> None:
+    etag = anonymous.get(SCRIPT)["ETag"]
+    assert anonymous.get(SCRIPT, headers={"If-None-Match": etag}).status_code == 304

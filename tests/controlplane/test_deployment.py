@@ -40,7 +40,7 @@ def tool(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_table_of_settings_is_what_the_code_reads() -> None:
-    """If it differs: python -m tests.controlplane.settings_table prints what belongs into docs/settings.md."""
+    """If it differs, python -m tests.controlplane.settings_table prints what belongs there."""
     lines = (ROOT / "docs" / "settings.md").read_text().splitlines()
     start = lines.index(HEAD[0])
     assert lines[start : lines.index("", start)] == rows()

@@ -122,6 +122,13 @@ def test_an_unreadable_record_does_not_hold_up_the_others(accepted: Maker) -> No
     assert tasks.record_completions(["bm90IG1zZ3BhY2s=", wire(completion(one.header.request_id))]) == 1
 
 
+def test_a_record_that_the_database_refuses_does_not_hold_up_the_others(accepted: Maker) -> None:
+    good, bad = accepted(), accepted()
+    services.record_accepted([good, bad])
+    batch = [completion(good.header.request_id), completion(bad.header.request_id, state="exploded")]
+    assert tasks.record_completions([wire(one) for one in batch]) == 1
+
+
 # --- retention ---
 
 

@@ -183,6 +183,25 @@ def test_reconciling_corrects_a_version_from_a_database_that_was_restored(publis
     assert announcing.announced(POOL).version == 1
 
 
+@pytest.mark.django_db(transaction=True)
+def test_reconciling_beside_a_publish_never_goes_back(
+    document: Document, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reconciling task has read v1 from Postgres; v2 is published before it announces."""
+    publish(document)
+    redis_client().delete(keys.POLICY.of(POOL))
+    v1 = selectors.active(POOL)
+    publish(heavier(document))
+    redis_client().delete(keys.POLICY.of(POOL))
+    monkeypatch.setattr(selectors, "find_active", lambda pool: publish_announcement_of(2) or v1)
+    announcing.reconcile(POOL)
+    assert announcing.announced(POOL).version == 2
+
+
+def publish_announcement_of(version: int) -> None:
+    announcing.announce(selectors.version_of(POOL, version))
+
+
 def test_reconciling_leaves_alone_what_agrees(published: Document) -> None:
     announcing.reconcile(POOL)
     assert not announcing.reconcile(POOL)

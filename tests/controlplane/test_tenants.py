@@ -89,6 +89,10 @@ def admin(operator: Any) -> Client:
     return client
 
 
+def test_the_admin_has_no_door_of_its_own(db: None) -> None:
+    assert Client().get("/admin/login/")["Location"] == "/sign-in"
+
+
 def test_a_tenant_changed_in_the_admin_is_audited(admin: Client, key: NewKey) -> None:
     tenant = key.key.tenant
     form = {"name": "Acme Inc.", "weight": 2, "retention": "days", "retention_days": 7}
