@@ -194,15 +194,23 @@ class Fleet:
         self.client = Client(url)
         self.workers: list[WorkerProcess] = []
 
-    def start(self, worker: str, **executor: Any) -> WorkerProcess:
+    def start(
+        self, worker: str, redis_url: str | None = None, wait: bool = True, **executor: Any
+    ) -> WorkerProcess:
         """A worker around the fake executor, ready when this returns."""
         environ = {"TIDEGATE_MODEL": "fake", "FAKE_EXECUTOR": json.dumps(executor)}
-        return self.start_module(worker, "tests.worker.fake_worker", environ)
+        if redis_url is not None:
+            environ["TIDEGATE_REDIS_URL"] = redis_url
+        return self.start_module(worker, "tests.worker.fake_worker", environ, wait)
 
-    def start_module(self, worker: str, module: str, environ: dict[str, str]) -> WorkerProcess:
-        """Any worker module, ready when this returns."""
+    def start_module(
+        self, worker: str, module: str, environ: dict[str, str], wait: bool = True
+    ) -> WorkerProcess:
+        """Any worker module, ready when this returns unless `wait` is False."""
         process = WorkerProcess(worker, self._url, self._folder / f"{worker}.log", module, environ)
         self.workers.append(process)
+        if not wait:
+            return process
         wait_until(
             lambda: self.client.info(worker) or process.process.poll() is not None, f"{worker} is ready", 60.0
         )

@@ -1,0 +1,127 @@
+"""What operators see of a worker."""
+
+from __future__ import annotations
+
+import pytest
+
+from scheduler_worker.core.plan import SequenceView
+from scheduler_worker.core.sequence import SequenceState
+from scheduler_worker.executor import ExecutorInfo
+from scheduler_worker.worker.device import CpuMeter, meter_for
+from scheduler_worker.worker.reporter import percentile, running_row
+from tests.worker.fleet import Fleet, wait_until
+from tests.worker.test_processes import prompt
+
+
+def view(state: SequenceState, num_computed: int, num_generated: int) -> SequenceView:
+    return SequenceView(
+        seq_id="a",
+        class_id="high",
+        tenant="acme",
+        state=state,
+        arrived_at=1.0,
+        num_prompt_tokens=100,
+        num_computed_tokens=num_computed,
+        num_generated_tokens=num_generated,
+        num_blocks=7,
+        first_token_late=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("state", "num_computed", "num_generated", "shown"),
+    [
+        (SequenceState.RUNNING, 0, 0, "prefill"),
+        (SequenceState.RUNNING, 64, 0, "prefill"),
+        (SequenceState.RUNNING, 100, 1, "decode"),
+        (SequenceState.RUNNING, 64, 30, "prefill"),
+        (SequenceState.PARKED, 100, 1, "parked"),
+    ],
+)
+def test_a_sequence_is_shown_by_what_it_does(
+    state: SequenceState, num_computed: int, num_generated: int, shown: str
+) -> None:
+    assert running_row(view(state, num_computed, num_generated)).state == shown
+
+
+@pytest.mark.parametrize(("percent", "value"), [(50, 50), (99, 99), (100, 100), (1, 1)])
+def test_percentiles_are_of_the_nearest_rank(percent: int, value: int) -> None:
+    assert percentile(list(range(100, 0, -1)), percent) == value
+
+
+def test_no_step_has_no_percentile() -> None:
+    assert percentile([], 99) is None
+
+
+def test_energy_of_a_cpu_is_marked_as_an_estimate_and_counts_up() -> None:
+    meter = meter_for(ExecutorInfo("m", "cpu", "a processor", "float32", "sdpa", 1, 1, 1), cpu_tdp_w=100.0)
+    assert isinstance(meter, CpuMeter)
+    first, second = meter.read(), meter.read()
+    assert second.energy_estimated
+    assert (second.energy_j or 0) >= (first.energy_j or 0)
+
+
+def test_a_busy_worker_reports_its_rows_classes_and_tokens(fleet: Fleet) -> None:
+    fleet.start("w1", step_s=0.02, num_slots=2)
+    for number in range(4):
+        fleet.client.send(f"r{number}", prompt(number), max_tokens=100)
+    fleet.client.wait_for_tokens("r0", 30)
+    shown = wait_until(lambda: [t for t in fleet.client.telemetry() if len(t.rows) == 2], "two rows")[-1]
+    (load,) = [one for one in shown.classes if one.class_id == "high"]
+    assert (load.num_running, load.num_waiting, {row.state for row in shown.rows}) == (2, 2, {"decode"})
+    assert shown.num_generated_tokens["high"] == 2 * shown.num_steps
+
+
+def test_the_tokens_of_all_messages_add_up(fleet: Fleet) -> None:
+    fleet.start("w1", step_s=0.01)
+    for number in range(3):
+        fleet.client.send(f"r{number}", prompt(number, 20), max_tokens=70)
+    fleet.client.wait_for_end()
+    counted = wait_until(
+        lambda: (
+            (all_of := fleet.client.telemetry())
+            and sum(one.num_generated_tokens.get("high", 0) for one in all_of) >= 210
+            and all_of
+        ),
+        "the last message",
+    )
+    assert sum(one.num_generated_tokens.get("high", 0) for one in counted) == 210
+    assert sum(one.num_prompt_tokens for one in counted) == 60
+
+
+def test_an_idle_worker_goes_on_speaking(fleet: Fleet) -> None:
+    fleet.start("w1")
+    messages = wait_until(lambda: len(found := fleet.client.telemetry()) >= 5 and found, "five messages")
+    gaps = [later.at - earlier.at for earlier, later in zip(messages, messages[1:], strict=False)]
+    assert max(gaps) < 1.0
+    assert [one.sequence for one in messages] == list(range(len(messages)))
+
+
+def test_decisions_reach_the_stream_with_their_reasons(fleet: Fleet) -> None:
+    fleet.start("w1")
+    fleet.client.send("a", prompt(1), max_tokens=3)
+    fleet.client.wait_for_end()
+    wait_until(
+        lambda: [
+            event for one in fleet.client.telemetry() for event in one.events if event.kind == "finished"
+        ],
+        "the last event",
+    )
+    events = [event for one in fleet.client.telemetry() for event in one.events if event.request_id == "a"]
+    assert [(one.kind, one.reason) for one in events] == [
+        ("queued", "arrived"),
+        ("scheduled", "only_class_waiting"),
+        ("first_token", "turn"),
+        ("finished", "length"),
+    ]
+
+
+def test_what_it_learned_about_its_steps_is_announced_for_admission(fleet: Fleet) -> None:
+    fleet.start("w1", step_s=0.005)
+    fleet.client.send("a", prompt(1), max_tokens=60)
+    fleet.client.wait_for_end()
+    info = wait_until(
+        lambda: (found := fleet.client.info("w1")) and found.cost_model.get("num_observed", 0) > 50 and found,
+        "a taught cost model",
+    )
+    assert info.cost_model["base_s"] + info.cost_model["decode_row_s"] == pytest.approx(0.005, abs=0.004)
