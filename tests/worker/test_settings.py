@@ -48,9 +48,5 @@ def test_a_value_out_of_range_stops_the_start(name: str, value: str) -> None:
 def test_the_engine_gets_what_the_environment_says() -> None:
     environ = GIVEN | {"TIDEGATE_KV_BYTES": "1048576", "TIDEGATE_DTYPE": "FLOAT32", "TIDEGATE_THREADS": "2"}
     engine = read(environ).engine()
-    assert (engine.model, engine.kv_bytes, engine.dtype, engine.threads) == (
-        "/models/one",
-        1 << 20,
-        "float32",
-        2,
-    )
+    given = (engine.model, engine.kv_bytes, engine.dtype, engine.threads)
+    assert given == ("/models/one", 1 << 20, "float32", 2)
