@@ -8,8 +8,11 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from itertools import islice
 from typing import Final
+
+from django.utils import timezone
 
 from controlplane.common.connections import redis_client, run_script
 from controlplane.inference import selectors, services
@@ -20,6 +23,9 @@ from scheduler_worker.protocol.messages import Header, Payload, ProtocolError, d
 logger = logging.getLogger(__name__)
 
 CHUNK_ROWS: Final = 1000
+PATIENCE: Final = (
+    10  # times `lost_after_s`, with a gateway that lives: its completion record may be on its way
+)
 LOST_STREAM: Final = (
     "The request was lost: the queue lost its memory and the gateway that held the client's connection is "
     "gone. Send it again."
@@ -28,6 +34,7 @@ LOST_TEXT: Final = (
     "The request was lost: the queue lost its memory, and by the tenant's retention there is no prompt to "
     "queue it from again. Send it again."
 )
+LOST_END: Final = "How the request ended is not known: its completion record was lost."
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +50,21 @@ class Outcome:
 
 
 def reconcile_lost(pool: str, lost_after_s: float) -> Outcome:
-    """Deal with accepted requests older than `lost_after_s` that Redis does not know and no gateway holds."""
+    """Deal with accepted requests that Redis does not know.
+
+    Those older than `lost_after_s` whose gateway is gone are queued again or given up; those `PATIENCE` times
+    older whose gateway lives are given up.
+    """
     rows = selectors.in_progress(pool, older_than_s=lost_after_s).defer("payload", "prompt", "output")
-    ids = [row.pk for chunk in _chunks(rows.iterator(CHUNK_ROWS)) for row in _lost(pool, chunk)]
-    return _deal_with(list(InferenceRequest.objects.filter(pk__in=ids)))
+    orphans, forgotten = [], []
+    patience = timezone.now() - timedelta(seconds=lost_after_s * PATIENCE)
+    for chunk in _chunks(rows.iterator(CHUNK_ROWS)):
+        living, unknown = _unknown(pool, chunk)
+        orphans += [row for row in unknown if row.gateway not in living]
+        forgotten += [row for row in unknown if row.gateway in living and row.accepted_at < patience]
+    num_requeued, num_failed = _deal_with(orphans)
+    num_failed += services.fail_lost(forgotten, LOST_END)
+    return Outcome(num_requeued, num_failed)
 
 
 def _chunks(rows: Iterator[InferenceRequest]) -> Iterator[list[InferenceRequest]]:
@@ -54,19 +72,8 @@ def _chunks(rows: Iterator[InferenceRequest]) -> Iterator[list[InferenceRequest]
         yield chunk
 
 
-def _deal_with(lost: Sequence[InferenceRequest]) -> Outcome:
-    native = [row for row in lost if row.endpoint in services.NATIVE_ENDPOINTS]
-    requeued = [row for row in native if _requeue(row)]
-    again = {row.pk for row in requeued}
-    num_failed = services.fail_lost([row for row in native if row.pk not in again], LOST_TEXT)
-    num_failed += services.fail_lost([row for row in lost if row not in native], LOST_STREAM)
-    return Outcome(num_requeued=len(requeued), num_failed=num_failed)
-
-
-def _lost(pool: str, rows: Sequence[InferenceRequest]) -> list[InferenceRequest]:
-    """Those without a payload in Redis and without a living gateway. One round trip."""
-    if not rows:
-        return []
+def _unknown(pool: str, rows: Sequence[InferenceRequest]) -> tuple[set[str], list[InferenceRequest]]:
+    """The gateways that live, and the rows whose payload Redis does not hold. One round trip."""
     with redis_client().pipeline(transaction=False) as pipe:
         pipe.time()
         pipe.zrange(keys.GATEWAY_LEASES.of(pool), 0, -1, withscores=True)
@@ -75,7 +82,16 @@ def _lost(pool: str, rows: Sequence[InferenceRequest]) -> list[InferenceRequest]
         (seconds, microseconds), leases, *known = pipe.execute()
     now = seconds + microseconds / 1e6
     living = {gateway.decode() for gateway, ends_at in leases if ends_at > now}
-    return [row for row, there in zip(rows, known, strict=True) if not there and row.gateway not in living]
+    return living, [row for row, there in zip(rows, known, strict=True) if not there]
+
+
+def _deal_with(orphans: Sequence[InferenceRequest]) -> tuple[int, int]:
+    """How many were queued again, and how many were given up."""
+    native = [row for row in orphans if row.endpoint in services.NATIVE_ENDPOINTS]
+    hopeless = [row for row in native if not _requeue(row)]
+    streams = [row for row in orphans if row.endpoint not in services.NATIVE_ENDPOINTS]
+    num_failed = services.fail_lost(hopeless, LOST_TEXT) + services.fail_lost(streams, LOST_STREAM)
+    return len(native) - len(hopeless), num_failed
 
 
 def _requeue(row: InferenceRequest) -> bool:

@@ -20,6 +20,7 @@ from scheduler_worker.protocol.messages import CompletionRecord, Header, Payload
 logger = logging.getLogger(__name__)
 
 NATIVE_ENDPOINTS = frozenset({Endpoint.NATIVE_CHAT, Endpoint.NATIVE_COMPLETIONS})
+LOST = "lost"  # the finish reason of a request that reconciling gave up
 FORGET_NOTHING = RetentionRule(retention="terminal", days=0)
 
 
@@ -86,15 +87,16 @@ def storable(value: Any) -> Any:
 def mark_finished(records: Iterable[CompletionRecord]) -> int:
     """Write how requests ended; returns how many rows changed.
 
-    Records may come twice and in any order: the first end of a request counts. Rows are locked in the order
-    of their ids, so that two batches never wait for each other. Records without a row are logged and dropped.
+    Records may come twice and in any order: the first end of a request counts, but for one that reconciling
+    guessed. Rows are locked in the order of their ids, so that two batches never wait for each other. Records
+    without a row are logged and dropped.
     """
     by_id = {UUID(one.request_id): one for one in reversed(list(records))}
     rows = list(InferenceRequest.objects.select_for_update().filter(pk__in=by_id).order_by("pk"))
     if unknown := by_id.keys() - {row.pk for row in rows}:
         logger.warning("completion of requests that have no row: %s", ", ".join(sorted(map(str, unknown))))
     rules = retention_rules({row.tenant_id for row in rows})
-    ended = [row for row in rows if row.state == RequestState.ACCEPTED]
+    ended = [row for row in rows if row.state == RequestState.ACCEPTED or row.finish_reason == LOST]
     for row in ended:
         _end(row, by_id[row.pk], rules.get(row.tenant_id, FORGET_NOTHING))
     InferenceRequest.objects.bulk_update(ended, _ENDING_FIELDS, batch_size=500)
@@ -166,7 +168,7 @@ def _lost_record(row: InferenceRequest, why: str, now: float) -> CompletionRecor
     return CompletionRecord(
         request_id=str(row.pk),
         state=RequestState.FAILED,
-        finish_reason="error",
+        finish_reason=LOST,
         finished_at=now,
         num_prompt_tokens=row.num_prompt_tokens,
         num_output_tokens=0,

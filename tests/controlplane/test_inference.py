@@ -216,8 +216,8 @@ def test_a_request_that_redis_knows_is_left_alone(accepted: Maker) -> None:
 
 def test_a_request_whose_gateway_lives_is_left_to_it(accepted: Maker) -> None:
     accept(accepted(gateway="web-1"))
-    redis_client().zadd(keys.GATEWAY_LEASES.of(POOL), {"web-1": redis_client().time()[0] + 10})
-    assert reconcile_lost(POOL, 0.0) == Outcome()
+    keep_gateway_alive()
+    assert reconcile_lost(POOL, 0.01) == Outcome()
 
 
 def test_a_young_request_is_left_alone(accepted: Maker) -> None:
@@ -243,6 +243,32 @@ def test_a_lost_native_request_is_queued_again(accepted: Maker) -> None:
 def test_a_lost_native_request_without_a_stored_prompt_is_failed(accepted: Maker) -> None:
     accept(accepted(endpoint="requests.chat", retention="none"))
     assert reconcile_lost(POOL, 0.0) == Outcome(num_failed=1)
+
+
+def keep_gateway_alive() -> None:
+    redis_client().zadd(keys.GATEWAY_LEASES.of(POOL), {"web-1": redis_client().time()[0] + 10})
+
+
+def test_a_request_that_its_living_gateway_forgot_is_given_up_in_the_end(accepted: Maker) -> None:
+    accept(accepted())
+    InferenceRequest.objects.update(accepted_at=timezone.now() - timedelta(minutes=11))
+    keep_gateway_alive()
+    assert reconcile_lost(POOL, 60.0) == Outcome(num_failed=1)
+
+
+def test_a_completion_that_comes_late_corrects_the_guess_that_it_was_lost(accepted: Maker) -> None:
+    one = accepted()
+    accept(one)
+    reconcile_lost(POOL, 0.0)
+    row = finish(one)
+    assert (row.state, row.finish_reason, row.error) == ("succeeded", "stop", "")
+
+
+def test_a_guess_does_not_replace_a_known_end(accepted: Maker) -> None:
+    one = accepted()
+    accept(one)
+    finish(one)
+    assert services.fail_lost([row_of(one)], "lost") == 0
 
 
 def test_expired_leases_are_requeued_by_the_task(accepted: Maker, settings: object) -> None:
