@@ -65,6 +65,8 @@ def _leave_rows(state: State, plan: StepPlan) -> None:
     for event in plan.events:
         if event.kind in REMEMBERED and event.seq_id in state.sequences:
             state.sequences[event.seq_id].told += (event.reason,)
+        if "tier_cost" in event.numbers:
+            state.ledger.classes[event.class_id].tier_credit -= float(event.numbers["tier_cost"])
 
 
 def _park(state: State, sequence: Sequence, plan: StepPlan) -> None:

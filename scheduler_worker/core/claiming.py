@@ -48,8 +48,7 @@ class _Claims:
 
     def _count(self, sequence: Sequence) -> None:
         """One that is claimed takes blocks, and its class's turn."""
-        self._num_blocks -= self._state.blocks_promised_to(sequence)
-        self._num_without_blocks += self._num_blocks < 0
+        self._fits(sequence)
         weight = self._state.ledger.classes[sequence.class_id].weight
         cost = start_cost(self._state, sequence, 0) / weight
         self._extra[sequence.class_id] = self._extra.get(sequence.class_id, 0.0) + cost
@@ -104,9 +103,8 @@ class _Claims:
     def _fits(self, sequence: Sequence) -> bool:
         """Blocks are counted, and one that lacks them is claimed all the same: blocks are held for it."""
         needed = self._state.blocks_promised_to(sequence)
-        if needed > self._num_blocks:
-            if self._num_without_blocks >= MAX_WITHOUT_BLOCKS:
-                return False
-            self._num_without_blocks += 1
-        self._num_blocks -= needed
-        return True
+        if needed <= self._num_blocks:
+            self._num_blocks -= needed
+            return True
+        self._num_without_blocks += 1
+        return self._num_without_blocks <= MAX_WITHOUT_BLOCKS

@@ -36,10 +36,14 @@ class CostModel:
         self._deviation = MIN_CLIP
         self.num_observed = int(given.get("num_observed", 0))
         self.slowness = 1.0
+        self._usual = list(self._theta)
 
     def predict(self, shape: StepShape) -> float:
         """Seconds that a step of this shape takes."""
-        theta = self._theta
+        return self._seconds(self._theta, shape)
+
+    @staticmethod
+    def _seconds(theta: Vector, shape: StepShape) -> float:
         seconds = (
             max(theta[0], 0.0)
             + max(theta[1], 0.0) * shape.num_decode_rows * SCALES[1]
@@ -65,8 +69,7 @@ class CostModel:
         """Learn from a step that took so long."""
         if seconds <= 0.0:
             return
-        predicted = self.predict(shape)
-        self.slowness += 0.02 * (min(seconds / predicted, 10.0) - self.slowness)
+        self._compare(shape, seconds)
         self.num_observed += 1
         weight = 1.0 / max(seconds, MIN_STEP_S)
         row = [
@@ -77,6 +80,14 @@ class CostModel:
             weight * shape.num_attention_pairs * SCALES[4],
         ]
         self._learn(row)
+
+    def _compare(self, shape: StepShape, seconds: float) -> None:
+        """`slowness`: recent steps against a model that follows slowly enough to remember how it used to be."""
+        ratio = seconds / self._seconds(self._usual, shape)
+        self.slowness += 0.05 * (min(ratio, 10.0) - self.slowness)
+        rate = 1.0 if self.num_observed < NUM_WARM else 0.001
+        for index, value in enumerate(self._theta):
+            self._usual[index] += rate * (value - self._usual[index])
 
     def _learn(self, row: Vector) -> None:
         theta, covariance = self._theta, self._covariance

@@ -339,16 +339,19 @@ class StepBuilder:
         self._draft.num_promised -= state.pool.blocks_for(start + num_tokens)
         fresh = self._draft.take(state.pool.blocks_for(start + num_tokens) - len(hits))
         self._say_started(candidate, reason, start)
+        cost = start_cost(state, candidate, start)
         if candidate.checkpoint_blocks:
             self._swap_ins.append(SwapIn(candidate.seq_id, slot, fresh[: candidate.checkpoint_blocks]))
             self._append(candidate, slot, start, num_tokens, False, fresh[candidate.checkpoint_blocks :])
         else:
             self._append(candidate, slot, start, num_tokens, True, (*hits, *fresh))
-        turns.charge(candidate, start_cost(state, candidate, start))
+        turns.charge(candidate, self._whole_cost(candidate, start) if reason is Reason.STARVING else cost)
         self._bypassed.extend(head.seq_id for head in self._blocked)
 
     def _say_started(self, candidate: Sequence, reason: Reason, start: int) -> None:
         numbers: dict[str, float | int | str] = {"num_cached_tokens": start}
+        if reason is Reason.STARVING:
+            numbers["tier_cost"] = self._whole_cost(candidate, start)
         if candidate.state is SequenceState.PARKED:
             swapped = candidate.checkpoint_blocks > 0
             numbers["parked_s"] = self._now - (candidate.parked_at or self._now)
@@ -359,6 +362,11 @@ class StepBuilder:
             self._event(EventKind.SCHEDULED, reason, candidate, numbers)
         if self._now > candidate.bound_at:
             self._say_bound_missed(candidate)
+
+    def _whole_cost(self, candidate: Sequence, start: int) -> float:
+        """Prompt and expected answer: what a start through the starvation tier takes of its class's share."""
+        left = self._state.output_lengths(candidate.class_id).expected(candidate.max_tokens) - candidate.num_sampled
+        return start_cost(self._state, candidate, start) + max(left, 1) * self._state.ledger.row_cost
 
     def _say_bound_missed(self, candidate: Sequence) -> None:
         slowness = self._state.cost_model.slowness

@@ -78,7 +78,7 @@ class Turns:
                 one.num_queued for one in self._ledger.classes.values() if one is not account
             )
             granted = self._extra.get(account.key, 0.0) * account.weight
-            return not others_wait or account.tier_credit - granted >= 0.0
+            return not others_wait or account.tier_credit >= granted
         return self._ledger.lead(account, self._extra) <= self._policy.fairness.max_lead_tokens
 
     def _walk_starving(self) -> Iterator[Sequence]:
