@@ -129,7 +129,9 @@ def _seed() -> str:
     from controlplane.tenants.services import create_key, create_tenant
     from scheduler_worker.core.policy import default_policy
 
-    publish(pool="default", document=default_policy().model_dump(mode="json"), comment="bench", author="bench")
+    publish(
+        pool="default", document=default_policy().model_dump(mode="json"), comment="bench", author="bench"
+    )
     tenant = create_tenant(slug="bench", name="bench", actor="bench")
     return create_key(tenant=tenant, name="bench", actor="bench").token
 

@@ -36,9 +36,7 @@ Numbers = dict[str, float | int | str]
 class Admission:
     """The decision for one pool."""
 
-    def __init__(
-        self, pool: str, client: redis.asyncio.Redis, view: PoolView, telemetry: Telemetry
-    ) -> None:
+    def __init__(self, pool: str, client: redis.asyncio.Redis, view: PoolView, telemetry: Telemetry) -> None:
         self._pool = pool
         self._view = view
         self._telemetry = telemetry
@@ -50,7 +48,9 @@ class Admission:
     def policy(self) -> Policy:
         """The live policy; raises `Unavailable` while none is known."""
         if self._view.policy is None:
-            raise Unavailable("No policy was published for this pool yet.", code="no_policy", retry_after_s=5.0)
+            raise Unavailable(
+                "No policy was published for this pool yet.", code="no_policy", retry_after_s=5.0
+            )
         return self._view.policy
 
     async def admit(
@@ -125,7 +125,10 @@ class Admission:
 
 def _numbers(refused: core.Refused) -> Numbers:
     """The decision's figures under the names that `protocol.reasons` prints."""
-    numbers: Numbers = {**refused.numbers, "retry_after_s": min(max(refused.retry_after_s, 1.0), MOST_RETRY_S)}
+    numbers: Numbers = {
+        **refused.numbers,
+        "retry_after_s": min(max(refused.retry_after_s, 1.0), MOST_RETRY_S),
+    }
     added_s = float(numbers.get("prefill_s", 0.0)) if refused.reason == "predicted_ttft" else 0.0
     if "wait_s" in numbers:
         numbers["predicted_s"] = float(numbers["wait_s"]) + added_s

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import redis.asyncio
@@ -23,19 +22,6 @@ from .tokenizer import TextModel
 
 logger = logging.getLogger(__name__)
 Parameters = Mapping[str, Mapping[str, Any]]
-
-
-@dataclass(slots=True)
-class Adopted:
-    """A dead gateway and the requests that it left open."""
-
-    gateway: str
-    open: set[str]
-
-    @property
-    def is_done(self) -> bool:
-        """Whether all of its requests are finished and recorded."""
-        return not self.open
 
 
 async def owned_headers(client: redis.asyncio.Redis, pool: str, gateway: str) -> list[Header]:

@@ -69,9 +69,13 @@ class Completion:
         try:
             answer = Writer(runtime, live, self.format(runtime, live, asked), asked, send)
             await (answer.stream() if asked.stream else answer.whole())
+        except asyncio.CancelledError:
+            runtime.requests.leave(live)  # the server stops: what was accepted is finished without its client
+            raise
         finally:
             watch.cancel()
-            runtime.abandon(live)
+            if live.has_client:
+                runtime.abandon(live)
 
 
 class ChatCompletions(Completion):
@@ -125,7 +129,7 @@ class Writer:
         _, entries = live.answer.read()
         body = self._form.body(live.answer.text, entries if self._wants_logprobs else None)
         await send_json(self._send, 200, body, self._headers())
-        self._runtime.finish(live)
+        self._runtime.requests.finish(live)
 
     async def stream(self) -> None:
         """Server-sent events as tokens come; several at once where the client is slower than the model."""
@@ -151,12 +155,12 @@ class Writer:
             await self._write(
                 _error_event(GenerationFailed(live.answer.error, code="generation_failed")), more=False
             )
-            self._runtime.finish(live)
+            self._runtime.requests.finish(live)
             return
         deltas = self._deltas(text, entries) if text or entries else self._opening()
         await self._write(deltas + self._form.last(), more=False)
         self._note_first_token()
-        self._runtime.finish(live)
+        self._runtime.requests.finish(live)
 
     def _deltas(self, text: str, entries: list[LogprobEntry]) -> bytes:
         return self._opening() + self._form.delta(text, entries if self._wants_logprobs else None)
@@ -166,7 +170,7 @@ class Writer:
 
     def _note_first_token(self) -> None:
         if self._live.first_reading is None and self._live.answer.num_received:
-            self._runtime.first_token(self._live)
+            self._runtime.requests.first_token(self._live)
 
     async def _write(self, data: bytes, more: bool = True) -> None:
         try:
@@ -200,7 +204,7 @@ class Writer:
 
     def _raise_failure(self) -> None:
         if self._live.answer.finish_reason == FAILED:
-            self._runtime.finish(self._live)
+            self._runtime.requests.finish(self._live)
             raise GenerationFailed(self._live.answer.error, code="generation_failed")
 
     def _headers(self) -> list[tuple[bytes, bytes]]:

@@ -18,7 +18,7 @@ BLOCK_MS: Final = 500
 MAX_ENTRIES: Final = 500
 RETRY_S: Final = 0.2
 
-OnRow = Callable[[Frame, FrameRow], None]
+OnRow = Callable[[Frame, FrameRow], bool]  # whether the row's request is followed
 OnRequeued = Callable[[Requeued], None]
 
 
@@ -92,9 +92,8 @@ class OutputReader:
             self._on_requeued(entry)
             return
         for row in entry.rows:
-            if row.finish:
+            if self._on_row(entry, row) and row.finish:
                 self._finishing[row.request_id] = self._last_id
-            self._on_row(entry, row)
 
 
 def _entries(reply: object) -> list[tuple[bytes, dict[bytes, bytes]]]:

@@ -185,6 +185,9 @@ class ScriptedWorker:
     def _cancel(self, one: Running) -> None:
         self.cancelled.append((one.header.request_id, time.perf_counter()))
         row = FrameRow(
-            request_id=one.header.request_id, attempt=one.header.attempt, offset=one.position, finish="cancelled"
+            request_id=one.header.request_id,
+            attempt=one.header.attempt,
+            offset=one.position,
+            finish="cancelled",
         )
         self.publish({one.header.gateway: [row]})

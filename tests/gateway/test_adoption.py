@@ -38,7 +38,9 @@ class Victim:
         self.client = openai.OpenAI(base_url=f"{self.url}/v1", api_key=token, max_retries=0, timeout=30)
 
     def _environment(self, model_dir: Path) -> dict[str, str]:
-        url = urlsplit(os.environ["TIDEGATE_DATABASE_URL"])._replace(path="/" + connection.settings_dict["NAME"])
+        url = urlsplit(os.environ["TIDEGATE_DATABASE_URL"])._replace(
+            path="/" + connection.settings_dict["NAME"]
+        )
         return os.environ | {
             "TIDEGATE_DATABASE_URL": urlunsplit(url),
             "TIDEGATE_MODEL": str(model_dir),
@@ -54,7 +56,9 @@ class Victim:
             return False
 
     def ask(self, **fields: Any) -> Iterator[Any]:
-        return iter(self.client.chat.completions.create(model=MODEL_NAME, messages=HELLO, stream=True, **fields))
+        return iter(
+            self.client.chat.completions.create(model=MODEL_NAME, messages=HELLO, stream=True, **fields)
+        )
 
     def kill(self) -> None:
         if self.process.poll() is None:
@@ -63,9 +67,7 @@ class Victim:
 
 
 @pytest.fixture
-def victim(
-    tiny_model_dir: Path, policy: Policy, worker: ScriptedWorker, tenant: Tenant
-) -> Iterator[Victim]:
+def victim(tiny_model_dir: Path, policy: Policy, worker: ScriptedWorker, tenant: Tenant) -> Iterator[Victim]:
     one = Victim(tiny_model_dir, tenant.token)
     try:
         wait_until(one.is_ready, timeout_s=30, what="readiness")

@@ -110,7 +110,9 @@ def test_a_prompt_that_fills_the_context_is_400_with_both_lengths(http: httpx.Cl
 
 
 def test_an_answer_that_does_not_fit_the_context_is_400_with_both_lengths(http: httpx.Client) -> None:
-    response = http.post("/v1/completions", json={"model": MODEL_NAME, "prompt": [5] * 200, "max_tokens": 100})
+    response = http.post(
+        "/v1/completions", json={"model": MODEL_NAME, "prompt": [5] * 200, "max_tokens": 100}
+    )
     error = error_of(response)
     assert (response.status_code, error["param"]) == (400, "max_tokens")
     assert "300" in error["message"]
@@ -209,7 +211,9 @@ def test_a_worker_that_fails_a_request_makes_it_500(http: httpx.Client, worker: 
     assert (response.status_code, error_of(response)["message"]) == (500, "The prompt could not be computed.")
 
 
-def test_a_failure_in_the_middle_of_a_stream_is_an_event(client: openai.OpenAI, worker: ScriptedWorker) -> None:
+def test_a_failure_in_the_middle_of_a_stream_is_an_event(
+    client: openai.OpenAI, worker: ScriptedWorker
+) -> None:
     worker.step_s = 0.05
     stream = client.chat.completions.create(model=MODEL_NAME, messages=HELLO, stream=True)
     next(iter(stream))
@@ -241,7 +245,11 @@ def test_a_compressed_body_is_refused(http: httpx.Client) -> None:
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(st.characters(exclude_categories=()), max_size=20),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(st.characters(exclude_categories=()), max_size=20),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=8,
 )
@@ -251,7 +259,9 @@ NAMES = st.sampled_from(
 )  # fmt: skip
 
 
-@given(fields=st.dictionaries(NAMES, JSON, max_size=4), path=st.sampled_from(["chat/completions", "completions"]))
+@given(
+    fields=st.dictionaries(NAMES, JSON, max_size=4), path=st.sampled_from(["chat/completions", "completions"])
+)
 @hypothesis_settings(
     max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
@@ -281,4 +291,3 @@ def test_a_revoked_key_stops_working_within_the_caches_time(http: httpx.Client, 
     wait_until(
         lambda: http.get("/v1/models", headers=headers).status_code == 401, timeout_s=7, what="the revocation"
     )
-

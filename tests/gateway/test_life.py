@@ -13,7 +13,7 @@ import pytest
 import redis
 
 from controlplane.common.redis import run_sync
-from controlplane.gateway.runtime import LOST
+from controlplane.gateway.requests import LOST
 from controlplane.inference.models import InferenceRequest
 from controlplane.tenants.selectors import find_key
 from scheduler_worker.protocol import keys, scripts
@@ -79,7 +79,9 @@ class InBackground:
 # --- the row -----------------------------------------------------------------------------------------------------
 
 
-def test_a_request_is_committed_before_a_worker_sees_it(client: openai.OpenAI, worker: ScriptedWorker) -> None:
+def test_a_request_is_committed_before_a_worker_sees_it(
+    client: openai.OpenAI, worker: ScriptedWorker
+) -> None:
     seen: list[bool] = []
     answer = worker.answer
 
@@ -122,7 +124,9 @@ def test_text_that_postgres_cannot_hold_does_not_lose_the_record(
     assert row_of(ask(client).id).output == "\ufffd"
 
 
-def test_what_redis_kept_of_a_request_is_gone_after_its_end(client: openai.OpenAI, valkey: redis.Redis) -> None:
+def test_what_redis_kept_of_a_request_is_gone_after_its_end(
+    client: openai.OpenAI, valkey: redis.Redis
+) -> None:
     request_id = ask(client).id.split("-", 1)[1]
     kept = [keys.PAYLOAD.of(POOL, request_id), keys.TOKENS.of(POOL, request_id)]
     wait_until(lambda: not valkey.exists(*kept), what="the clearing")
@@ -138,7 +142,9 @@ def test_many_requests_share_a_commit(gateway: Gateway, http: httpx.Client, tena
 # --- leaving early -----------------------------------------------------------------------------------------------
 
 
-def test_closing_a_stream_cancels_the_sequence_within_a_step(client: openai.OpenAI, worker: ScriptedWorker) -> None:
+def test_closing_a_stream_cancels_the_sequence_within_a_step(
+    client: openai.OpenAI, worker: ScriptedWorker
+) -> None:
     worker.step_s = 0.02
     worker.answer = lambda _: [5] * 200
     stream = ask(client, stream=True)
@@ -151,7 +157,9 @@ def test_closing_a_stream_cancels_the_sequence_within_a_step(client: openai.Open
     assert row_of(answer_id).state == "cancelled"
 
 
-def test_leaving_a_request_that_does_not_stream_cancels_it(http: httpx.Client, worker: ScriptedWorker) -> None:
+def test_leaving_a_request_that_does_not_stream_cancels_it(
+    http: httpx.Client, worker: ScriptedWorker
+) -> None:
     worker.gate.clear()
     with pytest.raises(httpx.ReadTimeout):
         http.post("/v1/chat/completions", json=CHAT, timeout=0.5)
@@ -288,7 +296,9 @@ def test_telemetry_comes_also_when_nothing_happens(gateway: Gateway, valkey: red
     wait_until(lambda: len(list(telemetry(valkey))) >= 3, what="three messages")
 
 
-def test_ttft_is_measured_from_headers_in_to_bytes_written(client: openai.OpenAI, worker: ScriptedWorker) -> None:
+def test_ttft_is_measured_from_headers_in_to_bytes_written(
+    client: openai.OpenAI, worker: ScriptedWorker
+) -> None:
     worker.gate.clear()
     started = time.perf_counter()
     call = InBackground(lambda: (time.perf_counter(), text_of(ask(client, stream=True))))
@@ -307,16 +317,16 @@ def test_output_tokens_are_counted_by_class(client: openai.OpenAI, valkey: redis
     )
 
 
-def test_every_arrival_is_kept_for_what_if_refused_ones_too(
-    http: httpx.Client, valkey: redis.Redis
-) -> None:
+def test_every_arrival_is_kept_for_what_if_refused_ones_too(http: httpx.Client, valkey: redis.Redis) -> None:
     few = make_tenant(default_class="low", requests_per_minute=1)
     for _ in range(2):
         http.post("/v1/chat/completions", json=CHAT, headers={"Authorization": f"Bearer {few.token}"})
     import msgspec
 
     def outcomes() -> list[Any]:
-        return [msgspec.msgpack.decode(fields[b"a"])[1:6:4] for _, fields in valkey.xrange(keys.ARRIVALS.of(POOL))]
+        return [
+            msgspec.msgpack.decode(fields[b"a"])[1:6:4] for _, fields in valkey.xrange(keys.ARRIVALS.of(POOL))
+        ]
 
     wait_until(lambda: outcomes() == [["low", "accepted"], ["low", "tenant_quota"]], what="both arrivals")
 
@@ -369,7 +379,9 @@ def on_loop(gateway: Gateway, coroutine: Any) -> Any:
 # --- stopping ----------------------------------------------------------------------------------------------------
 
 
-def test_stopping_lets_an_open_stream_finish(client: openai.OpenAI, worker: ScriptedWorker, gateway: Gateway) -> None:
+def test_stopping_lets_an_open_stream_finish(
+    client: openai.OpenAI, worker: ScriptedWorker, gateway: Gateway
+) -> None:
     worker.step_s = 0.05
     stream = iter(ask(client, stream=True))
     first = next(stream).choices[0].delta.content or ""
@@ -377,7 +389,9 @@ def test_stopping_lets_an_open_stream_finish(client: openai.OpenAI, worker: Scri
     assert first + "".join(chunk.choices[0].delta.content or "" for chunk in stream) == ANSWER
 
 
-def test_a_stopped_gateway_leaves_nothing_behind(client: openai.OpenAI, gateway: Gateway, valkey: redis.Redis) -> None:
+def test_a_stopped_gateway_leaves_nothing_behind(
+    client: openai.OpenAI, gateway: Gateway, valkey: redis.Redis
+) -> None:
     ask(client)
     gateway.stop()
     assert valkey.zcard(keys.GATEWAY_LEASES.of(POOL)) == 0
@@ -394,7 +408,7 @@ def test_a_gateway_whose_lease_was_taken_still_answers_its_clients(
     old_name = gateway.runtime.gateway
     stream = InBackground(lambda: text_of(ask(client, stream=True)))
     wait_until(lambda: worker.running, what="the claim")
-    gateway.runtime._renewed_reading -= 2 * keys.GATEWAY_LEASE_S
+    gateway.runtime.upkeep.renewed_reading -= 2 * keys.GATEWAY_LEASE_S
     wait_until(lambda: gateway.runtime.gateway != old_name, what="the new name")
     worker.gate.set()
     assert stream.result() == ANSWER

@@ -99,7 +99,10 @@ def test_a_missing_parameter_is_named() -> None:
         ({"stream": "yes"}, "stream"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": {"odd": 1}}, "stream_options.odd"),
-        ({"stream": True, "stream_options": {"include_obfuscation": True}}, "stream_options.include_obfuscation"),
+        (
+            {"stream": True, "stream_options": {"include_obfuscation": True}},
+            "stream_options.include_obfuscation",
+        ),
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "wizard", "content": "x"}]}, "messages[0].role"),
         ({"messages": [{"role": "tool", "content": "x", "tool_call_id": "1"}]}, "messages[0].role"),
@@ -147,7 +150,9 @@ def test_half_of_a_surrogate_pair_is_refused() -> None:
 
 
 def test_sampling_parameters_reach_the_worker() -> None:
-    asked = chat(temperature=0.5, top_p=0.9, presence_penalty=1, frequency_penalty=-1, seed=7, top_k=5, min_p=0.1)
+    asked = chat(
+        temperature=0.5, top_p=0.9, presence_penalty=1, frequency_penalty=-1, seed=7, top_k=5, min_p=0.1
+    )
     one = asked.sampling
     assert (one.temperature, one.top_p, one.presence_penalty, one.frequency_penalty) == (0.5, 0.9, 1, -1)
     assert (one.seed, one.top_k, one.min_p) == (7, 5, 0.1)

@@ -60,7 +60,11 @@ def test_usage_counts_prompt_and_answer(client: openai.OpenAI, tiny_model: TextM
     usage = chat(client).usage
     prompt = len(tiny_model.encode_chat(HELLO))
     answer = num_tokens(tiny_model, ANSWER) + 1
-    assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (prompt, answer, prompt + answer)
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (
+        prompt,
+        answer,
+        prompt + answer,
+    )
 
 
 def test_include_usage_adds_one_event_without_choices(client: openai.OpenAI) -> None:
@@ -143,9 +147,10 @@ def test_a_streamed_text_completion_is_the_whole_one(client: openai.OpenAI) -> N
 def test_logprobs_of_a_text_completion_have_offsets(client: openai.OpenAI) -> None:
     answer = client.completions.create(model=MODEL_NAME, prompt="Say", max_tokens=5, logprobs=2)
     logprobs = answer.choices[0].logprobs
-    assert [answer.choices[0].text[at:][: len(t)] for at, t in zip(logprobs.text_offset, logprobs.tokens, strict=True)] == (
-        logprobs.tokens
-    )
+    assert [
+        answer.choices[0].text[at:][: len(t)]
+        for at, t in zip(logprobs.text_offset, logprobs.tokens, strict=True)
+    ] == (logprobs.tokens)
 
 
 def test_a_prompt_of_token_ids_reaches_the_worker_as_it_is(
@@ -204,7 +209,9 @@ async def test_the_async_client_streams_many_at_once(
         stream = await client.chat.completions.create(model=MODEL_NAME, messages=HELLO, stream=True)
         return "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
 
-    async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key=tenant.token, max_retries=0) as client:
+    async with openai.AsyncOpenAI(
+        base_url=f"{gateway.url}/v1", api_key=tenant.token, max_retries=0
+    ) as client:
         assert await asyncio.gather(*(one(client) for _ in range(30))) == [ANSWER] * 30
 
 
