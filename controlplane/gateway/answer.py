@@ -1,7 +1,7 @@
 """One answer growing: rows of tokens in, text out. No I/O, no clock.
 
-Rows of an older attempt are dropped, tokens that came before are dropped by their offset, a gap is reported so that
-the caller can fetch what is missing. Stop strings cut the text; the tokens up to the cut count as output.
+Rows of an older attempt are dropped, tokens that came before are dropped by their offset, a gap is reported
+so that the caller can fetch what is missing. Stop strings cut the text; tokens up to the cut count as output.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class AnswerRules:
 
 
 class Answer:
-    """The state of one output. `finish_reason` is OpenAI's once it ended, else empty; `closed` says that the worker's
-    own last row came, which after a stop string is later."""
+    """The state of one output. `finish_reason` is OpenAI's once it ended, else empty; `closed` says that the
+    worker's own last row came, which after a stop string is later."""
 
     def __init__(self, vocabulary: Vocabulary, rules: AnswerRules, eos_ids: frozenset[int]) -> None:
         self._detokenizer: Detokenizer = vocabulary.detokenizer(rules.prompt_tail)

@@ -1,4 +1,4 @@
-"""Chat templates, rendered as transformers does, in jinja2's sandbox: a template may read messages, nothing else."""
+"""Chat templates, rendered as transformers does, in jinja2's sandbox: they read messages, nothing else."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ DRIFT_S: Final = 30.0  # a better round trip that is older than this no longer c
 
 
 class RedisClock:
-    """Redis's time as this process's monotonic clock plus an offset, taken from the shortest recent round trip."""
+    """Redis's time: this process's monotonic clock plus an offset, from the shortest recent round trip."""
 
     def __init__(self) -> None:
         self._offset = time.time() - time.perf_counter()

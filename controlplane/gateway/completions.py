@@ -1,7 +1,7 @@
 """How requests ended, on its way to Postgres: batches through Celery, at least once, never dropped.
 
-What Redis keeps of a request is deleted only when its record is with the broker *and* its last row has come: until
-then another gateway can take over.
+What Redis keeps of a request is deleted only when its record is with the broker *and* its last row has come:
+until then another gateway can take over.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Token ids to text, a few at a time: what was emitted never changes, and no character is emitted in halves.
 
-Byte-level and byte-fallback tokenizers (nearly all causal models) are exact: each id is a fixed string of bytes,
-and an incremental UTF-8 decoder holds back what is not yet a character. Others decode a sliding window.
+Byte-level and byte-fallback tokenizers (nearly all causal models) are exact: each id is a fixed string of
+bytes, and an incremental UTF-8 decoder holds back what is not yet a character. Others decode a window.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Detokenizer(Protocol):
 class Vocabulary:
     """What a token is worth as text. Makes the detokenizer that fits the tokenizer.
 
-    Special tokens yield no text. `token_bytes(i)` is the exact contribution of a token to the output where the
+    Special tokens yield no text. `token_bytes(i)` is a token's exact contribution to the output where the
     tokenizer has such a thing, else its decoding alone.
     """
 
@@ -91,7 +91,7 @@ class ByteDetokenizer:
 
 
 class WindowDetokenizer:
-    """Decodes from a little before the last emitted token, so that spaces and joins come out as in the whole."""
+    """Decodes from a little before the last emitted token: spaces and joins come out as in the whole."""
 
     def __init__(self, tokenizer: Tokenizer, after: Sequence[int]) -> None:
         self._tokenizer = tokenizer
@@ -122,7 +122,7 @@ class WindowDetokenizer:
 
 
 def _byte_table(tokenizer: Tokenizer, decoder: Any, size: int) -> tuple[list[bytes], int]:
-    """Bytes by id and how many leading spaces the decoder strips; an empty table when ids have no fixed bytes."""
+    """Bytes by id, and how many leading spaces the decoder strips; no table when ids have no fixed bytes."""
     kinds = _decoder_steps(decoder)
     names = [step.get("type") for step in kinds]
     tokens = [tokenizer.id_to_token(token_id) or "" for token_id in range(size)]

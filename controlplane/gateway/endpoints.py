@@ -121,7 +121,7 @@ class Writer:
 
     async def whole(self) -> None:
         """Wait for the end, then answer."""
-        live, entries = self._live, []
+        live = self._live
         while not live.answer.ended:
             self._check_client()
             await live.changed(KEEP_ALIVE_S)

@@ -9,7 +9,7 @@ from typing import Any
 
 
 class ApiError(Exception):
-    """A refusal: HTTP status, OpenAI's `type`, `code` and `param`, and a message that says what would be right."""
+    """A refusal: HTTP status, OpenAI's `type`, `code`, `param`, and a message saying what would be right."""
 
     status = 500
     type = "server_error"

@@ -60,7 +60,7 @@ async def measure(asked: Asked, model: TextModel, rules: ClassPolicy, context: i
     limit = _output_limit(asked, len(token_ids), rules, context)
     if asked.sampling.min_tokens > limit:
         raise BadRequest(
-            f"min_tokens ({asked.sampling.min_tokens}) is above the most that this answer may have ({limit}).",
+            f"min_tokens ({asked.sampling.min_tokens}) is above the answer's limit of {limit} tokens.",
             code="invalid_value",
             param="min_tokens",
         )
@@ -104,7 +104,7 @@ def _output_limit(asked: Asked, num_prompt: int, rules: ClassPolicy, context: in
     if num_prompt > longest:
         whose = "the model's context" if longest == context - 1 else f"the class {rules.id}"
         raise BadRequest(
-            f"{name}: the prompt has {num_prompt} tokens; {whose} allows {longest} beside at least one of answer.",
+            f"{name}: the prompt has {num_prompt} tokens; {whose} allows {longest} and one of answer.",
             code=TOO_LONG,
             param=name,
         )

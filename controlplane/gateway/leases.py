@@ -1,7 +1,7 @@
 """Who lives: each gateway keeps a lease; one whose lease ran out is adopted by exactly one other.
 
-The adopter renews the dead gateway's lease too, so that a third does not adopt the same, and that the work of an
-adopter that dies passes on. A gateway that finds its own lease taken goes on under a new name.
+The adopter renews the dead gateway's lease too, so that a third does not adopt the same, and that the work of
+an adopter that dies passes on. A gateway that finds its own lease taken goes on under a new name.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def renew(pool: str, gateway: str, lapsed: bool, adopted: Iterable[str] = ()) ->
 
     `lapsed`: no renewal succeeded for a whole lease, so that a lease in force must be somebody else's doing.
     """
-    args = (gateway, keys.GATEWAY_LEASE_S, int(lapsed), *adopted)
+    args: tuple[str | float, ...] = (gateway, keys.GATEWAY_LEASE_S, int(lapsed), *adopted)
     return Call(_RENEW, (keys.GATEWAY_LEASES.of(pool),), args, _lease)
 
 

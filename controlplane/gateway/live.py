@@ -19,8 +19,8 @@ STATES = {CANCELLED: "cancelled", FAILED: "failed"}
 class LiveRequest:
     """Readings (`*_reading`) are of `perf_counter`. `gateway` names the output stream that it is read from.
 
-    `is_stream`: TTFT ends when the first bytes are written; otherwise when the first token is here. `has_client`:
-    somebody waits for the answer and will finish the request; `is_gone`: that client left.
+    `is_stream`: TTFT ends when the first bytes are written; otherwise when the first token is here.
+    `has_client`: somebody waits for the answer and will finish the request; `is_gone`: that client left.
     """
 
     header: Header

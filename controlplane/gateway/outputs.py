@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Any, Final
 
 import redis.asyncio
 from redis.exceptions import RedisError
@@ -23,11 +23,11 @@ OnRequeued = Callable[[Requeued], None]
 
 
 class OutputReader:
-    """One stream, in order. `gateway` may be a dead one, whose requests were adopted; with `is_ours` unset another
-    gateway adopted this one's, and decides what is kept.
+    """One stream, in order. `gateway` may be a dead one, whose requests were adopted; with `is_ours` unset
+    another gateway adopted this one's, and decides what is kept.
 
-    An entry is kept until no finishing row in it, nor before it, waits for its completion record to be safe: from
-    these rows and the published tokens another gateway can finish what this one began.
+    An entry is kept until no finishing row in it, nor before it, waits for its completion record to be safe:
+    from these rows and the published tokens another gateway can finish what this one began.
     """
 
     def __init__(
@@ -96,11 +96,11 @@ class OutputReader:
                 self._finishing[row.request_id] = self._last_id
 
 
-def _entries(reply: object) -> list[tuple[bytes, dict[bytes, bytes]]]:
+def _entries(reply: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
     """XREAD's entries of the only stream, from RESP2's list or RESP3's map."""
     if not reply:
         return []
     if isinstance(reply, dict):
         found = next(iter(reply.values()))
-        return found[0] if found and isinstance(found[0], list) else found
-    return reply[0][1]  # type: ignore[index]
+        return list(found[0] if found and isinstance(found[0], list) else found)
+    return list(reply[0][1])

@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Any, Final
 
 import redis.asyncio
 
@@ -87,7 +87,9 @@ class PoolView:
     async def _take_workers(self, client: redis.asyncio.Redis, names: list[bytes]) -> None:
         found: dict[str, WorkerInfo] = {}
         if names:
-            infos = await client.mget([keys.WORKER_INFO.of(self.pool, name.decode()) for name in names])
+            infos: list[Any] = await client.mget(
+                [keys.WORKER_INFO.of(self.pool, name.decode()) for name in names]
+            )
             found = _readable(dict(zip(names, infos, strict=True)))
         self.workers = {name: info for name, info in found.items() if not info.draining}
 

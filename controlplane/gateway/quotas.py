@@ -32,7 +32,8 @@ for i = 1, #ARGV, 3 do
   wants[#wants + 1] = {name, level - amount}
 end
 for _, want in ipairs(wants) do
-  redis.call('HSET', KEYS[1], want[1], string.format('%.6f', want[2]), want[1] .. ':at', string.format('%.6f', now))
+  redis.call('HSET', KEYS[1], want[1], string.format('%.6f', want[2]))
+  redis.call('HSET', KEYS[1], want[1] .. ':at', string.format('%.6f', now))
 end
 redis.call('EXPIRE', KEYS[1], 3600)
 return {}
@@ -57,7 +58,7 @@ class Quotas:
         self._client = client
 
     async def take(self, key: KeyInfo, num_tokens: int) -> Spent | None:
-        """Take one request of `num_tokens` from the tenant's buckets; None when there was room, or no limit."""
+        """Take a request of `num_tokens` from the tenant's buckets; None when there was room, or no limit."""
         limits = {"requests": (key.requests_per_minute, 1), "tokens": (key.tokens_per_minute, num_tokens)}
         args = [part for name, (limit, amount) in limits.items() if limit for part in (name, limit, amount)]
         if not args:

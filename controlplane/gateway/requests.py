@@ -127,7 +127,7 @@ class Requests:
         return reader
 
     def give_up(self, gateway: str) -> None:
-        """Another gateway decides now what is kept of this stream; open clients are served from it all the same."""
+        """Another gateway decides what is kept of this stream; open clients are still served from it."""
         self._readers[gateway][0].is_ours = False
 
     async def trim(self, in_use: set[str], ours: set[str]) -> None:
@@ -183,7 +183,8 @@ class Requests:
         """Rows are missing: their tokens are in Redis all the same."""
         logger.warning("request %s: rows are missing before token %d", live.request_id, row.offset)
         was_ended = live.answer.ended
-        live.answer.fill(unpack(await self._client.get(keys.TOKENS.of(self._pool, live.request_id))))
+        published: Any = await self._client.get(keys.TOKENS.of(self._pool, live.request_id))
+        live.answer.fill(unpack(published))
         if row.offset > live.answer.num_received:
             live.answer.end(FAILED, LOST)
         else:
@@ -222,7 +223,7 @@ class Requests:
             self._readers[live.gateway][0].recorded(live.request_id)
 
     async def cancel(self, request_id: str) -> CancelOutcome:
-        """End a request wherever it is. Its last row comes through the output stream. Raises `Unavailable`."""
+        """End a request wherever it is; its last row follows in the output stream. Raises `Unavailable`."""
         try:
             return await run(self._client, scripts.cancel(self._pool, request_id))
         except RedisError as error:
@@ -249,7 +250,7 @@ class Requests:
             await self.cancel(live.request_id)
 
     async def end_lost(self) -> None:
-        """A request that neither waits nor is claimed will get no more rows: end it rather than let it hang."""
+        """A request that neither waits nor is claimed gets no more rows: end it rather than let it hang."""
         long_ago = time.perf_counter() - LOST_AFTER_S
         open_ones = [live for live in self._live.values() if not live.answer.closed]
         quiet = [live for live in open_ones if live.changed_reading < long_ago]

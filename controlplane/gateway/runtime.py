@@ -314,7 +314,7 @@ class GatewayRuntime:
             raise
 
     async def _undo(self, live: LiveRequest, why: str) -> None:
-        """Neither queued nor accepted, whatever arrived of the attempt. What fails here is reconciled later."""
+        """Neither queued nor accepted, whatever came of the attempt. What fails here is reconciled later."""
         live.answer.end(FAILED, why)
         live.end_reading = time.perf_counter()
         try:

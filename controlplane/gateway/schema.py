@@ -1,4 +1,4 @@
-"""The bodies of `/v1/chat/completions` and `/v1/completions`: every parameter is honoured, or refused by name.
+"""The bodies of `/v1/chat/completions` and `/v1/completions`: parameters are honoured, or refused by name.
 
 A parameter that this gateway cannot honour is accepted only with the value that means "off". Unknown ones are
 refused too. Extensions beyond OpenAI's API:
@@ -184,8 +184,8 @@ _MESSAGE_REFUSED: Final = (
 class Asked:
     """A valid body in the gateway's terms. Exactly one of `messages`, `text`, `token_ids` is set.
 
-    `max_tokens` is None where the client gave none: then `default_max_tokens` counts, else what the context leaves.
-    `parameters` is the body without the prompt.
+    `max_tokens` is None where the client gave none: then `default_max_tokens` counts, else what the context
+    leaves. `parameters` is the body without the prompt.
     """
 
     model: str
@@ -243,12 +243,11 @@ def read_completion(data: bytes) -> Asked:
     if body.echo and body.logprobs is not None:
         raise BadRequest("echo with logprobs is not supported: the prompt has no logprobs.", param="echo")
     prompt = _single_prompt(body.prompt)
-    is_text = isinstance(prompt, str)
     return Asked(
         **_common(body),
         prompt=prompt,
         text=_checked_text("prompt", prompt) if isinstance(prompt, str) else None,
-        token_ids=None if is_text else tuple(prompt),
+        token_ids=None if isinstance(prompt, str) else tuple(prompt),
         sampling=_sampling(body, body.logprobs),
         max_tokens=body.max_tokens,
         default_max_tokens=DEFAULT_COMPLETION_TOKENS,

@@ -7,7 +7,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 import redis.asyncio
@@ -78,12 +78,13 @@ class Telemetry:
 
     async def send(self, client: redis.asyncio.Redis, gateway: str) -> None:
         """One message, also when there is nothing to say."""
-        message, arrivals = self._message(gateway), self._arrival_records
+        fields: dict[Any, Any] = {**stream_fields(self._message(gateway))}
+        arrivals = self._arrival_records
         self._reset()
         async with client.pipeline(transaction=False) as pipe:
             pipe.xadd(
                 keys.TELEMETRY.of(self._pool),
-                stream_fields(message),
+                fields,
                 maxlen=keys.TELEMETRY_MAX_ENTRIES,
                 approximate=True,
             )

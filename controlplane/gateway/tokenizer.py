@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -52,6 +52,7 @@ class TextModel:
     template: ChatTemplate | None
     max_context_tokens: int
     eos_ids: frozenset[int]
+    control_ids: dict[str, int]
     special_names: re.Pattern[str] | None
 
     def encode_prompt(self, text: str) -> list[int]:
@@ -94,7 +95,7 @@ class TextModel:
         at = 0
         for match in self.special_names.finditer(text):
             token_ids += self._encode_plain(text[at : match.start()])
-            token_ids.append(self.tokenizer.token_to_id(match[0]))
+            token_ids.append(self.control_ids[match[0]])
             at = match.end()
         return token_ids + self._encode_plain(text[at:])
 
@@ -116,6 +117,7 @@ def load_text_model(model: str, name: str = "") -> TextModel:
     plain.encode_special_tokens = True
     config, special = _read_json(directory / "config.json"), _special_tokens(directory)
     source = _template_source(directory)
+    control_ids = _control_ids(tokenizer)
     return TextModel(
         name=name or directory.name,
         tokenizer=_without_limits(tokenizer),
@@ -124,7 +126,8 @@ def load_text_model(model: str, name: str = "") -> TextModel:
         template=ChatTemplate(source, special) if source else None,
         max_context_tokens=_context_length(directory, config),
         eos_ids=_eos_ids(directory, config, tokenizer, special),
-        special_names=_special_names(tokenizer),
+        control_ids=control_ids,
+        special_names=_any_of(control_ids),
     )
 
 
@@ -200,8 +203,13 @@ def _eos_ids(
     return frozenset(token_id for token_id in found if isinstance(token_id, int))
 
 
-def _special_names(tokenizer: Tokenizer) -> re.Pattern[str] | None:
-    """Matches the tokenizer's control tokens in a text, the longest first."""
-    names = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
-    names.sort(key=len, reverse=True)
-    return re.compile("|".join(map(re.escape, names))) if names else None
+def _control_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """The tokenizer's special tokens by name."""
+    added = tokenizer.get_added_tokens_decoder()
+    return {token.content: token_id for token_id, token in added.items() if token.special}
+
+
+def _any_of(names: Iterable[str]) -> re.Pattern[str] | None:
+    """Matches any of the names in a text, the longest first."""
+    longest_first = sorted(names, key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, longest_first))) if longest_first else None

@@ -1,4 +1,4 @@
-"""Every second: keep the lease, requeue what dead workers held, finish what dead gateways accepted, tidy up."""
+"""Every second: keep the lease, requeue what dead workers held, finish what dead gateways accepted, tidy."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TICK_S: Final = 1.0
 class Upkeep:
     """This gateway's name and lease, and the gateways that it adopted.
 
-    Each start of a process is a gateway of its own, so that what an earlier one left is adopted like any other's.
+    Each start of a process is a gateway of its own: what an earlier one left is adopted like any other's.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Upkeep:
             self._take_new_name()
 
     def _take_new_name(self) -> None:
-        """Another gateway finishes what was accepted under the old name; open clients still get their answers."""
+        """Another gateway finishes what the old name accepted; open clients still get their answers here."""
         logger.error("the lease of %s was lost; this gateway goes on under a new name", self.gateway)
         self._requests.give_up(self.gateway)
         self.gateway = self._new_name()
@@ -104,7 +104,7 @@ class Upkeep:
                 await self._end_adoption(name)
 
     async def _left_by(self, name: str) -> list[Header]:
-        """What a gateway left that is not followed here; some may be, when it is this one under an older name."""
+        """What a gateway left that is not followed here; some is, when it is this one under an older name."""
         headers = await owned_headers(self._client, self._pool, name)
         return [one for one in headers if one.request_id not in self._requests]
 
@@ -115,8 +115,8 @@ class Upkeep:
         self._requests.follow(name)
 
     async def _end_adoption(self, name: str) -> None:
-        """Its last request is recorded. More may have come: requests that Redis lost are queued again under the
-        name that accepted them."""
+        """Its last request is recorded. More may have come: what Redis lost is queued again under the name
+        that accepted it."""
         if more := await self._left_by(name):
             await self._take_over(name, more)
             return

@@ -169,7 +169,7 @@ def tenant(database: None) -> Tenant:
 
 
 @pytest.fixture
-def client(gateway: Gateway, worker: ScriptedWorker, tenant: Tenant) -> Iterator[openai.OpenAI]:
+def client(worker: ScriptedWorker, gateway: Gateway, tenant: Tenant) -> Iterator[openai.OpenAI]:
     """The unmodified openai client, once a worker is known."""
     wait_until(lambda: gateway.runtime.view.has_worker, what="the worker's lease")
     with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key=tenant.token, max_retries=0, timeout=20) as one:
@@ -177,7 +177,7 @@ def client(gateway: Gateway, worker: ScriptedWorker, tenant: Tenant) -> Iterator
 
 
 @pytest.fixture
-def http(gateway: Gateway, worker: ScriptedWorker, tenant: Tenant) -> Iterator[httpx.Client]:
+def http(worker: ScriptedWorker, gateway: Gateway, tenant: Tenant) -> Iterator[httpx.Client]:
     """A plain HTTP client with the tenant's key."""
     wait_until(lambda: gateway.runtime.view.has_worker, what="the worker's lease")
     headers = {"Authorization": f"Bearer {tenant.token}"}

@@ -1,4 +1,4 @@
-"""A worker without a model: it speaks the real protocol through the real scripts and says what the test tells it."""
+"""A worker without a model: it speaks the real protocol through the real scripts and says what it is told."""
 
 from __future__ import annotations
 

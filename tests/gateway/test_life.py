@@ -76,7 +76,7 @@ class InBackground:
         return self._value
 
 
-# --- the row -----------------------------------------------------------------------------------------------------
+# --- the row ---------------------------------------------------------------------------------------
 
 
 def test_a_request_is_committed_before_a_worker_sees_it(
@@ -139,7 +139,7 @@ def test_many_requests_share_a_commit(gateway: Gateway, http: httpx.Client, tena
     assert gateway.runtime.num_commits - before < 40
 
 
-# --- leaving early -----------------------------------------------------------------------------------------------
+# --- leaving early ---------------------------------------------------------------------------------
 
 
 def test_closing_a_stream_cancels_the_sequence_within_a_step(
@@ -188,7 +188,7 @@ def test_within_the_grace_a_request_outlives_its_client(
     assert (row.state, row.output, worker.cancelled) == ("succeeded", ANSWER, [])
 
 
-# --- the worker's troubles ---------------------------------------------------------------------------------------
+# --- the worker's troubles -------------------------------------------------------------------------
 
 
 def test_a_worker_that_dies_in_mid_stream_is_not_noticed_by_the_client(
@@ -268,7 +268,7 @@ def put_on_stream(valkey: redis.Redis, gateway: Gateway, row: FrameRow) -> None:
     valkey.xadd(keys.OUTPUT.of(POOL, gateway.runtime.gateway), {"frame": encode(frame)})
 
 
-# --- telemetry ---------------------------------------------------------------------------------------------------
+# --- telemetry -------------------------------------------------------------------------------------
 
 
 def telemetry(valkey: redis.Redis) -> Iterator[GatewayTelemetry]:
@@ -331,7 +331,7 @@ def test_every_arrival_is_kept_for_what_if_refused_ones_too(http: httpx.Client, 
     wait_until(lambda: outcomes() == [["low", "accepted"], ["low", "tenant_quota"]], what="both arrivals")
 
 
-# --- fire and fetch later ----------------------------------------------------------------------------------------
+# --- fire and fetch later --------------------------------------------------------------------------
 
 
 def test_a_submitted_request_ends_without_anybody_waiting(
@@ -376,7 +376,7 @@ def on_loop(gateway: Gateway, coroutine: Any) -> Any:
     return asyncio.run_coroutine_threadsafe(coroutine, gateway.runtime.loop).result(timeout=10)
 
 
-# --- stopping ----------------------------------------------------------------------------------------------------
+# --- stopping --------------------------------------------------------------------------------------
 
 
 def test_stopping_lets_an_open_stream_finish(
@@ -398,7 +398,7 @@ def test_a_stopped_gateway_leaves_nothing_behind(
     assert not valkey.exists(keys.OUTPUT.of(POOL, gateway.runtime.gateway))
 
 
-# --- several gateways --------------------------------------------------------------------------------------------
+# --- several gateways ------------------------------------------------------------------------------
 
 
 def test_a_gateway_whose_lease_was_taken_still_answers_its_clients(

@@ -1,4 +1,4 @@
-"""The text side of a model, made on the spot: a byte-level BPE of a few hundred tokens with a chat template."""
+"""The text side of a model, made on the spot: a byte-level BPE of a few hundred tokens, a chat template."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ CORPUS = [
     "Zwölf Boxkämpfer jagen Viktor quer über den großen Sylter Deich. 你好，世界 🙂🚀",
 ]
 TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 MAX_CONTEXT_TOKENS = 256
