@@ -65,6 +65,7 @@ def url(transactional_db: None, worker: ScriptedWorker, tiny_model_dir: Path) ->
     yield f"http://127.0.0.1:{port}"
     server.should_exit = True
     thread.join(timeout=30)
+    assert not thread.is_alive(), "the web process did not stop"
     settings.TIDEGATE = before
     connections.close_all()
 
