@@ -15,6 +15,7 @@ from rest_framework.response import Response
 from rest_framework.views import APIView
 
 from controlplane.telemetry import folder, selectors
+from controlplane.telemetry.buckets import POINT_S
 from controlplane.telemetry.schema import Point
 
 
@@ -84,7 +85,7 @@ class HistoryView(APIView):
         responses=HistorySerializer,
     )
     def get(self, request: Request) -> Response:
-        """Latencies, tokens, steps and memory by interval, oldest first. An interval without telemetry is left out."""
+        """Latencies, tokens, steps and memory by interval, oldest first, with gaps where there was none."""
         query = HistoryQuery(data=request.query_params)
         query.is_valid(raise_exception=True)
         wanted = RANGES[query.validated_data["range"]]
@@ -99,7 +100,7 @@ def history(pool: str, wanted: Range, until: float | None) -> list[Point]:
     now = until if until is not None else (running.now() if running else time.time())
     stored = selectors.points(pool, now - wanted.length_s, wanted.point_s)
     known = [point for point in stored if point.at <= now]
-    if running is None or wanted.point_s != folder.POINT_S:
+    if running is None or wanted.point_s != POINT_S:
         return known
     last = known[-1].at if known else now - wanted.length_s
     return [*known, *(point for point in running.points_after(last) if point.at <= now)]

@@ -1,8 +1,8 @@
-"""`/ws/live/`: hello, history, then snapshots, for signed-in operators. Theirs to read; what they send is ignored.
+"""`/ws/live/`: hello, history, then snapshots, for signed-in operators. What they send is ignored.
 
-A snapshot replaces the one before it. The handler of the group's messages only remembers the newest; a task of its
-own sends it, and waits while the client is slow. So nothing queues up, and a slow client skips snapshots. Points of
-the charts are no snapshots: each client gets every one, from this process's own fold.
+A snapshot replaces the one before it. The handler of the group's messages only remembers the newest; a task
+of its own sends it, and waits while the client is slow. So nothing queues up, and a slow client skips
+snapshots. Points of the charts are no snapshots: each client gets every one, from this process's own fold.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class LiveConsumer(AsyncConsumer):
                 self._sender.cancel()
 
     async def websocket_connect(self, _: dict[str, Any]) -> None:
-        # Accepted first: a browser cannot read the status of a refused handshake, but it can read a close code.
+        # Accepted first: a browser can read a close code, but not the status of a refused handshake.
         await self.send({"type": "websocket.accept"})
         if not is_operator(self.scope.get("user")):
             await self.send({"type": "websocket.close", "code": NOT_SIGNED_IN, "reason": "Sign in first."})
@@ -79,7 +79,7 @@ class LiveConsumer(AsyncConsumer):
             await self._greet()
             await self._send_snapshots()
         except OSError as error:
-            # The server says so when the client went away while we were sending; `websocket.disconnect` follows.
+            # The client went away while we were sending; `websocket.disconnect` follows.
             logger.debug("a live client went away: %s", error)
 
     async def _greet(self) -> None:

@@ -1,7 +1,7 @@
 """The scheduler's events as operators read them: similar ones folded, and what they explain.
 
-Nothing is inferred from figures. A broken promise gets as causes only events that say so themselves: their kind can
-make that half of a promise late, and they concern the class.
+Nothing is inferred from figures. A broken promise gets as causes only events that say so themselves: their
+kind can make that half of a promise late, and they concern the class.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class _Entry:
 
 
 class EventLog:
-    """The events of the last quarter of an hour, by (kind, reason, class), each group in the order of time."""
+    """The events of the last quarter of an hour by (kind, reason, class), each group ordered by time."""
 
     def __init__(self, render: Render) -> None:
         self._render = render
@@ -97,7 +97,7 @@ class EventLog:
                 del self._groups[key]
 
     def decisions(self) -> tuple[Decision, ...]:
-        """One line for each group, newest first: its newest event, and how many like it came in the minute before."""
+        """One line for each group, newest first: its newest event, and how many like it a minute before."""
         newest = sorted((group[-1] for group in self._groups.values()), reverse=True)
         return tuple(self._decision(entry) for entry in newest[:MAX_DECISIONS])
 
@@ -147,8 +147,8 @@ class EventLog:
     def _explanations(
         self, class_id: str, metric: Metric, since: float, now: float
     ) -> list[tuple[_Entry, int]]:
-        """The first event of each explaining group since shortly before the break, most frequent group first."""
-        found = []
+        """The first event of each explaining group since a minute before the break; most frequent first."""
+        found: list[tuple[_Entry, int]] = []
         for key, group in self._groups.items():
             if key[0] in EXPLAINING_KINDS[metric] or key[:2] in EXPLAINING_REASONS[metric]:
                 until = since if key[0] in WHOLE_WORKER else now
@@ -169,7 +169,7 @@ def concerns(event: EventRecord, class_id: str) -> bool:
 
 
 def rule_of(event: EventRecord, policy: Policy) -> str | None:
-    """The path of the rule that decided an event, where it is one of the policy's and there is no doubt which."""
+    """The path of the policy's rule that decided an event, where there is no doubt which."""
     template = RULES.get(event.reason)
     if template is None or "{index}" not in template:
         return template

@@ -1,8 +1,8 @@
 """An imagined fleet that speaks as gateways and workers do, for developing the Live page and for its tests.
 
-Deterministic: a seed and the instants asked for decide everything. No scheduler decides here; waiting times are
-drawn from distributions that a state shapes. `calm`: all promises kept. `fault`: high's first tokens come late.
-`silent`: as calm, and one worker stops speaking. `empty`: workers without requests.
+Deterministic: a seed and the instants asked for decide everything. No scheduler decides here; waiting times
+are drawn from distributions that a state shapes. `calm`: all promises kept. `fault`: high's first tokens come
+late. `silent`: as calm, and one worker stops speaking. `empty`: workers without requests.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ DOCUMENT: Final[dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """How one class behaves: arrivals per second, and medians in seconds (σ of the logarithm: 0.45 and 0.12)."""
+    """How one class behaves: arrivals per second, and medians in seconds (σ of the logarithm: 0.45 and
+    0.12)."""
 
     arrivals_per_s: float
     ttft_s: float
@@ -174,7 +175,8 @@ class FakeFleet:
         )
 
     def leases(self, now: float) -> dict[str, float]:
-        """When each worker's lease ends: the silent one's was renewed for the last time when it last spoke."""
+        """When each worker's lease ends: the silent one's was renewed for the last time when it last
+        spoke."""
         ends = dict.fromkeys(WORKERS, now + WORKER_LEASE_S)
         if now >= self.silent_at:
             ends[SILENT_WORKER] = self.silent_at + WORKER_LEASE_S

@@ -1,7 +1,7 @@
 """The workers: who lives, what runs where, and who got how much service.
 
-Two workers mirror the same queue. What waits is therefore taken from one mirror, the freshest; what runs, is parked
-or was served is each worker's own, and is summed.
+Two workers mirror the same queue. What waits is therefore taken from one mirror, the freshest; what runs, is
+parked or was served is each worker's own, and is summed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from scheduler_worker.protocol.messages import ClassLoad, Device, RunningRow, Wo
 RATE_S: Final = 10.0
 SILENT_INTERVALS: Final = 3
 SILENT_LEAST_S: Final = 2.0
-"""A worker is silent after three intervals, and never sooner than this: a long step must not look like a death."""
+"""A worker is silent after three intervals, but never sooner: a long step must not look like a death."""
 GONE_AFTER_S: Final = 2 * WORKER_LEASE_S
 """Without word of its lease, a worker counts as gone after so long."""
 FORGET_AFTER_S: Final = 60.0

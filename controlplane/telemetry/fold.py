@@ -1,8 +1,8 @@
 """The fold: messages of gateways and workers, and the policy, into what the Live page shows.
 
-It reads no clock, no socket and no database. Messages may come in any order within the window; two folds that took
-the same messages say the same at the same instant. A web process that follows keeps one too, so that it can lead
-at once.
+It reads no clock, no socket and no database. Messages may come in any order within the window; two folds that
+took the same messages say the same at the same instant. A web process that follows keeps one too, so that it
+can lead at once.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class TelemetryFold:
     # What comes in
 
     def set_policy(self, version: int, policy: Policy, colors: Mapping[str, int] | None = None) -> None:
-        """The live policy. `colors` are the classes' permanent indices; without them, the order of appearance."""
+        """The live policy. `colors` are the classes' permanent indices; else they are numbered."""
         self.policy_version, self.policy = version, policy
         self._colors.update(colors or {})
         for one in policy.classes:
@@ -105,7 +105,7 @@ class TelemetryFold:
         self.fleet.set_known(infos, leases)
 
     def set_budget(self, ended: Mapping[str, tuple[int, int]], through: float) -> None:
-        """Requests of the last 30 days by class, and the late ones, in the intervals that began before `through`."""
+        """Requests of the last 30 days by class, and the late ones, that ended before `through`."""
         self._budget, self._budget_to = ended, through
         self._closed_ended = {start: one for start, one in self._closed_ended.items() if start >= through}
 
@@ -190,7 +190,8 @@ class TelemetryFold:
             return None
 
     def _bucket(self, at: float) -> Bucket:
-        # What comes after its interval was stored is booked into the oldest open one, so that no request is lost.
+        # What comes after its interval was stored is booked into the oldest open one, so that no request is
+        # lost.
         start = max(start_of(at), self._rolled_to)
         if start not in self._open:
             self._open[start] = Bucket(start)
@@ -199,7 +200,7 @@ class TelemetryFold:
     # What time does
 
     def tick(self, now: float) -> tuple[Point, ...]:
-        """Move every window's end to `now`; returns the points that closed. To be called about once a second."""
+        """Move every window's end to `now`, about once a second; returns the points that closed."""
         self.fleet.move_to(now)
         self._log.move_to(now)
         for window in self._windows.values():
@@ -229,7 +230,7 @@ class TelemetryFold:
     # What comes out
 
     def snapshot(self, now: float, number: int) -> LiveSnapshot:
-        """Everything the page shows at `now`, without new points: each consumer adds those that it has not sent."""
+        """Everything the page shows at `now`. New points are added by each consumer, for its client."""
         for window in self._windows.values():
             window.judge(now)
         classes, workers = self._classes(now), self.fleet.workers(now)
@@ -262,7 +263,7 @@ class TelemetryFold:
         )
 
     def _gateways_at(self, now: float) -> float | None:
-        """The oldest word of the gateways that still live: figures are as old as the source that lags behind."""
+        """The oldest word of the gateways that live: figures are as old as the source that lags."""
         alive = [at for at in self._gateways.values() if now - at <= GATEWAY_LEASE_S]
         return min(alive) if alive else max(self._gateways.values(), default=None)
 
@@ -367,6 +368,9 @@ class _Context:
     def live(self, one: ClassPolicy) -> ClassLive:
         fold, window, target = self.fold, self.fold._windows[one.id], one.slo.target
         counts, served = window.counts(), sum(self.service.values())
+        rows = self.rows.get(one.id, [])
+        parked = [row for row in rows if row.state == "parked"]
+        times = [self.now - row.parked_at for row in parked if row.parked_at is not None]
         return ClassLive(
             id=one.id,
             rank=one.rank,
@@ -389,16 +393,8 @@ class _Context:
             tokens_per_s=self.tokens.get(one.id, 0.0),
             num_refused=int(fold._refused[one.id].total(self.now)) if one.id in fold._refused else 0,
             preemptible=one.preemption.preemptible,
-            **self._on_workers(one.id),
+            num_running=len(rows) - len(parked),
+            num_parked=len(parked),
+            num_parked_by_memory=sum(row.by_memory for row in parked),
+            longest_parked_s=max(times, default=None),
         )
-
-    def _on_workers(self, class_id: str) -> dict[str, int | float | None]:
-        rows = self.rows.get(class_id, [])
-        parked = [row for row in rows if row.state == "parked"]
-        times = [self.now - row.parked_at for row in parked if row.parked_at is not None]
-        return {
-            "num_running": len(rows) - len(parked),
-            "num_parked": len(parked),
-            "num_parked_by_memory": sum(row.by_memory for row in parked),
-            "longest_parked_s": max(times, default=None),
-        }

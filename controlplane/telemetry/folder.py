@@ -1,7 +1,7 @@
 """The background task of each web process: reads the stream, folds it, and, where it leads, publishes.
 
-Every process folds, so that a follower that takes over has the whole window; one leads, publishes snapshots to the
-Channels group and stores roll-ups. `start(pool)` and `stop()` belong into the ASGI lifespan.
+Every process folds, so that a follower that takes over has the whole window; one leads, publishes snapshots
+to the Channels group and stores roll-ups. `start(pool)` and `stop()` belong into the ASGI lifespan.
 """
 
 from __future__ import annotations
@@ -10,14 +10,14 @@ import asyncio
 import logging
 import secrets
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import msgspec
 from channels.db import database_sync_to_async
 from channels.layers import get_channel_layer
-from django.db import DatabaseError
+from django.db import Error as DatabaseFailure
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
@@ -41,6 +41,7 @@ REFRESH_S: Final = 1.0
 BUDGET_REFRESH_S: Final = 60.0
 RESTORE_S: Final = 6 * 3600.0
 RETRY_S: Final = 1.0
+STOP_TIMEOUT_S: Final = 3.0
 MAX_UNSTORED: Final = 360
 
 T = TypeVar("T")
@@ -53,7 +54,7 @@ def group_of(pool: str) -> str:
 
 
 class Archive:
-    """Roll-ups in Postgres. Telemetry goes on without it: history and budget are then what this process has seen."""
+    """Roll-ups in Postgres. Without it, history and budget are what this process has seen."""
 
     def __init__(self, pool: str) -> None:
         self._pool = pool
@@ -78,7 +79,7 @@ class Archive:
     async def _try(query: Callable[[], T], otherwise: T) -> T:
         try:
             return await database_sync_to_async(query, thread_sensitive=False)()
-        except DatabaseError as error:
+        except DatabaseFailure as error:
             logger.warning("Postgres does not answer; telemetry goes on without its history: %s", error)
             return otherwise
 
@@ -112,7 +113,7 @@ class Folder:
         self._budget_due = _Due(BUDGET_REFRESH_S)
         self._publish_due = _Due(UNWATCHED_PUBLISH_S)
         self._unstored: deque[Rollup] = deque(maxlen=MAX_UNSTORED)
-        self._storing: asyncio.Task[None] | None = None
+        self._beside: dict[str, asyncio.Task[None]] = {}
 
     def now(self) -> float:
         """Redis's time."""
@@ -164,7 +165,7 @@ class Folder:
             await self._refresh()
             self._tick(self.now())
         if self._budget_due.is_now(self.now()):
-            await self._refresh_budget()
+            self._do_beside("budget", self._refresh_budget)
         if self.leads:
             await self._lead(watched)
         else:
@@ -185,8 +186,14 @@ class Folder:
         if budget := await self._archive.budget(self.now()):
             self.fold.set_budget(*budget)
 
+    def _do_beside(self, name: str, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Do something with the database beside the loop: a slow one must not make the figures old."""
+        if name not in self._beside or self._beside[name].done():
+            self._beside[name] = asyncio.create_task(work())
+
     async def _lead(self, watched: bool) -> None:
-        self._store_soon()
+        if self._unstored:
+            self._do_beside("store", self._store)
         if watched or self._publish_due.is_now(self.now()):
             await self.publish()
 
@@ -197,11 +204,6 @@ class Folder:
         snapshot = self.fold.snapshot(now, number=int(now * 1000))
         message = {"type": "live.snapshot", "body": msgspec.json.encode(snapshot)}
         await get_channel_layer().group_send(group_of(self.pool), message)
-
-    def _store_soon(self) -> None:
-        """Store beside the loop: a slow database must not make the figures old."""
-        if self._unstored and (self._storing is None or self._storing.done()):
-            self._storing = asyncio.create_task(self._store())
 
     async def _store(self) -> None:
         due = list(self._unstored)
@@ -216,10 +218,11 @@ class Folder:
             self._unstored.popleft()
 
     async def close(self) -> None:
-        """Store what is due and let another process lead."""
-        if self._storing is not None:
-            await self._storing
+        """Let another process lead, and finish what is being stored."""
         await self._leadership.give_up()
+        if working := [task for task in self._beside.values() if not task.done()]:
+            await asyncio.wait(working, timeout=STOP_TIMEOUT_S)
+            await _end(working)
 
 
 class _Running:
@@ -244,11 +247,18 @@ class _Running:
             await asyncio.sleep(RETRY_S)
 
     async def stop(self) -> None:
-        self._task.cancel()
-        await asyncio.gather(self._task, return_exceptions=True)
+        await _end([self._task])
         if self.folder is not None:
             await _quietly(self.folder.close())
         await self._redis.aclose()
+
+
+async def _end(tasks: list[asyncio.Task[None]]) -> None:
+    """Cancel until they have ended: a task that waits for a thread may miss the first time."""
+    while waiting := [task for task in tasks if not task.done()]:
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting, timeout=1.0)
 
 
 async def _quietly(closing: Awaitable[None]) -> None:

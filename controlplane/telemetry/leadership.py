@@ -31,7 +31,7 @@ class Leadership:
         self._release = redis.register_script(_RELEASE)
 
     async def hold(self) -> bool:
-        """Renew the lock, or take it where nobody has it; whether this process leads for `LEADER_TTL_S` more."""
+        """Renew the lock, or take it where nobody has it; whether it is ours for `LEADER_TTL_S` more."""
         return bool(await self._renew(keys=[self._key], args=[self._name, int(LEADER_TTL_S * 1000)]))
 
     async def give_up(self) -> None:

@@ -1,7 +1,7 @@
-"""`/metrics` in Prometheus' text format. `docs/metrics.md` defines each name and interval; a test compares the two.
+"""`/metrics` in Prometheus' text format. `docs/metrics.md` defines each name; a test compares the two.
 
-Counters and histograms cover what this process has read from the pool's telemetry stream since it started; every web
-process reads all of it, so scrape each, and take `max` over instances, never `sum`.
+Counters and histograms cover what this process has read from the pool's telemetry stream since it started;
+every web process reads all of it, so scrape each, and take `max` over instances, never `sum`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is kept of telemetry: latencies by class and interval, the fleet's figures, and each class's colour."""
+"""What is kept of telemetry: latencies by class, the fleet's figures, and each class's colour."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ class Resolution(models.IntegerChoices):
 
 
 class LatencyRollup(models.Model):
-    """One class over one interval. `ttft` and `tpot` are sketches: number of samples by bucket (see `sketch.py`)."""
+    """One class over one interval. `ttft` and `tpot` are sketches: number of samples by bucket (see
+    `sketch.py`)."""
 
     pool = models.CharField(max_length=63)
     class_id = models.CharField(max_length=32)

@@ -1,9 +1,9 @@
 """A class's promise over the exact window: who was late, whether it is broken, and since when.
 
-The promise is joint: at least `target` of the requests meet the TTFT *and* the TPOT objective (and the end-to-end
-objective where there is one). A request without a second token has no TPOT and meets it; one that failed meets
-nothing; one that its client cancelled is not counted. Everything in the window is judged by the policy of now, so
-that figures, charts and verdict speak of the same objective after a change.
+The promise is joint: at least `target` of the requests meet the TTFT *and* the TPOT objective (and the
+end-to-end objective where there is one). A request without a second token has no TPOT and meets it; one that
+failed meets nothing; one that its client cancelled is not counted. Everything in the window is judged by the
+policy of now, so that figures, charts and verdict speak of the same objective after a change.
 
 One half (`ttft`, `tpot`) *breaks* when its window has at least `MIN_SAMPLES` samples and
 - its own attainment is below the target, or
@@ -89,7 +89,7 @@ def _needed(num: int, share: float) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Samples of a window and how many of them were late: `ttft` by first tokens, the others by ended requests."""
+    """Samples and how many of them were late: `ttft` by first tokens, the others by ended requests."""
 
     num: int = 0
     num_late: int = 0
@@ -231,7 +231,7 @@ class PromiseWindow:
 
 
 def replay(rows: Iterable[tuple[float, Counts]], target: float) -> dict[Metric, float]:
-    """Since when a promise is broken, from the counts of past intervals: (end of interval, its counts), in order."""
+    """Since when a promise is broken, from past intervals in order: (end, counts)."""
     breakage, recent = Breakage(), list[tuple[float, Counts]]()
     for end, counts in rows:
         recent = [row for row in recent if row[0] > end - WINDOW_S]

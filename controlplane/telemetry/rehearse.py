@@ -2,9 +2,10 @@
 
     python -m controlplane.telemetry.rehearse --state fault
 
-publishes into the Valkey of TIDEGATE_REDIS_URL as real gateways and workers would, until stopped; a web process
-beside it shows the fleet. With `--serve PORT` nothing else is needed: it starts a Valkey and a Postgres of its own
-and serves `/ws/live/` on 127.0.0.1 *without sign-in*. Never use it on a pool that serves requests.
+publishes into the Valkey of TIDEGATE_REDIS_URL as real gateways and workers would, until stopped; a web
+process beside it shows the fleet. With `--serve PORT` nothing else is needed: it starts a Valkey and a
+Postgres of its own and serves `/ws/live/` on 127.0.0.1 *without sign-in*. Never use it on a pool that serves
+requests.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """What the browser receives on `/ws/live/`: JSON messages, told apart by `type`.
 
-The frontend mirrors these types in `frontend/src/api/live.ts`; a test compares the two. Instants are seconds since
-the epoch on Redis's clock, durations are seconds, shares run from 0 to 1. None means "not known", never zero.
+The frontend mirrors these types in `frontend/src/api/live.ts`; a test compares the two. Instants are seconds
+since the epoch on Redis's clock, durations are seconds, shares run from 0 to 1. None is "not known", never 0.
 
-The server sends `hello` once, then `history` once, then `snapshot` a few times a second. The client sends nothing.
+The server sends `hello` once, `history` once, then `snapshot` a few times a second. The client sends nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Objective(Struct, frozen=True, kw_only=True):
 
 
 class PromiseState(Struct, frozen=True, kw_only=True):
-    """Whether one half of the promise (`ttft` or `tpot`) is kept over the window. `broken_since` is an instant."""
+    """Whether one half of the promise (`ttft` or `tpot`) is kept; `promise.py` defines when it breaks."""
 
     kept: bool
     broken_since: float | None = None
@@ -43,7 +43,7 @@ class PromiseState(Struct, frozen=True, kw_only=True):
 
 
 class WaitingView(Struct, frozen=True, kw_only=True):
-    """The queue of a class. `waits_s`: longest first, at most 64, for the strip between 0, objective and bound."""
+    """The queue of a class. `waits_s`: longest first, at most 64, to be drawn between 0 and the bound."""
 
     num: int
     oldest_s: float
@@ -136,8 +136,11 @@ class Cause(Struct, frozen=True, kw_only=True):
 
 
 class Verdict(Struct, frozen=True, kw_only=True):
-    """The page's first sentence, as data. `kind`: `kept` (closest_* names the promise nearest its limit), `broken`
-    (worst burn first), `no_traffic`, `no_worker`. `causes` is empty when no event explains it: say so."""
+    """The page's first sentence, as data.
+
+    `kept` names the half nearest its limit, if any has samples. `broken` names the half that burns its budget
+    fastest; `num_more` counts the other broken halves; no event explains it when `causes` is empty: say so.
+    """
 
     kind: Literal["kept", "broken", "no_traffic", "no_worker"]
     class_id: str | None = None
@@ -208,9 +211,10 @@ class History(Struct, frozen=True, kw_only=True, tag="history", tag_field="type"
 
 
 class LiveSnapshot(Struct, frozen=True, kw_only=True, tag="snapshot", tag_field="type"):
-    """Everything the Live page shows now. `*_at`: when each source last spoke; a panel's age is now − its source.
+    """Everything the Live page shows now. `*_at`: when a source last spoke; a panel is as old as its source.
 
-    `new_points` are history points closed since the last snapshot (usually none).
+    `new_points` are the points that this client has not got (usually none). `number` rises. `num_slots` says
+    how many sequences may run at once: the sum of the batch limits of the workers that are not gone.
     """
 
     at: float

@@ -131,7 +131,7 @@ def _means(maps: Iterable[dict[str, float] | dict[str, int]]) -> dict[str, float
 
 
 def ended_in_budget(pool: str, now: float) -> tuple[dict[str, tuple[int, int]], float]:
-    """Requests that ended in the last 30 days and the late ones, by class; and up to which instant that counts.
+    """Requests of the last 30 days and the late ones, by class; and the instant up to which they are counted.
 
     Each stretch of time is read at the coarsest resolution that has it.
     """
@@ -142,7 +142,7 @@ def ended_in_budget(pool: str, now: float) -> tuple[dict[str, tuple[int, int]], 
         newest = LatencyRollup.objects.filter(part, pool=pool).aggregate(newest=Max("started_at"))["newest"]
         if newest is not None:
             parts |= part
-            through = newest + timedelta(seconds=resolution)
+            through = newest + timedelta(seconds=int(resolution))
     if not parts:
         return {}, since.timestamp()
     rows = LatencyRollup.objects.filter(parts, pool=pool).values(name=F("class_id"))

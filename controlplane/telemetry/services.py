@@ -71,7 +71,7 @@ def _fleet_row(pool: str, one: Rollup) -> FleetRollup:
 
 
 def colors(pool: str, class_ids: Sequence[str]) -> dict[str, int]:
-    """Each class's permanent colour; new classes get the next one that no class has had, then they start over."""
+    """Each class's permanent colour; new classes get the next one, and after the last the first."""
     with transaction.atomic():
         # Two processes that meet a new class at once must not both take the next colour.
         with connection.cursor() as cursor:

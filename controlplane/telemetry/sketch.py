@@ -1,7 +1,7 @@
 """A mergeable latency sketch with a bounded relative error, for what is kept longer than the exact window.
 
-Logarithmic buckets as in DDSketch (Masson, Rim and Lee, 2019, arXiv 1908.10693): bucket i holds (γ^(i−1), γ^i] with
-γ = (1 + ε)/(1 − ε), and stands for 2γ^i/(γ + 1), which is within ε of every value in it.
+Logarithmic buckets as in DDSketch (Masson, Rim and Lee, 2019, arXiv 1908.10693): bucket i holds (γ^(i−1),
+γ^i] with γ = (1 + ε)/(1 − ε), and stands for 2γ^i/(γ + 1), which is within ε of every value in it.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""What the folder reads from Redis: the stream's messages, the policy, the workers' announcements, the time."""
+"""What the folder reads from Redis: the stream, the policy, what workers announce, the time."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections.abc import AsyncIterator, Mapping
-from typing import Final
+from typing import Any, Final
 
 from redis.asyncio import Redis
 
@@ -58,9 +58,9 @@ class TelemetrySource:
         self.clock = RedisClock()
 
     async def read_new(self) -> AsyncIterator[GatewayTelemetry | WorkerTelemetry]:
-        """The messages since the last call, in the order of the stream; all that are left of it at the first."""
+        """The messages since the last call, in the stream's order; at the first, all that are left."""
         while True:
-            reply = await self._redis.xread({self._stream: self._position}, count=CHUNK)
+            reply: Any = await self._redis.xread({self._stream: self._position}, count=CHUNK)
             entries: list[Entry] = reply[0][1] if reply else []
             for position, fields in entries:
                 self._position = position
@@ -70,7 +70,7 @@ class TelemetrySource:
                 return
 
     def _understood(self, fields: Mapping[bytes, bytes]) -> GatewayTelemetry | WorkerTelemetry | None:
-        """The message, or None with a complaint (once a minute): one bad source must not blind us to the others."""
+        """The message, or None and a complaint: one bad source must not blind us to the others."""
         try:
             return read_fields(fields)
         except ProtocolError as error:
@@ -89,7 +89,7 @@ class TelemetrySource:
 
     async def new_policy(self) -> tuple[int, Policy] | None:
         """The live policy, if it is another than at the last call."""
-        raw = await self._redis.get(keys.POLICY.of(self._pool))
+        raw: Any = await self._redis.get(keys.POLICY.of(self._pool))
         if raw is None or raw == self._policy_seen:
             return None
         try:
@@ -103,11 +103,11 @@ class TelemetrySource:
 
     async def workers(self) -> tuple[dict[str, WorkerInfo], dict[str, float]]:
         """What the workers announced, and the ends of their leases."""
-        raw = await self._redis.zrange(keys.WORKER_LEASES.of(self._pool), 0, -1, withscores=True)
+        raw: Any = await self._redis.zrange(keys.WORKER_LEASES.of(self._pool), 0, -1, withscores=True)
         leases = {name.decode(): float(end) for name, end in raw}
         if not leases:
             return {}, {}
-        values = await self._redis.mget([keys.WORKER_INFO.of(self._pool, name) for name in leases])
+        values: Any = await self._redis.mget([keys.WORKER_INFO.of(self._pool, name) for name in leases])
         known = ((name, self._info(value)) for name, value in zip(leases, values, strict=True) if value)
         return {name: info for name, info in known if info is not None}, leases
 

@@ -10,7 +10,7 @@ from controlplane.telemetry.schema import Percentiles
 
 
 def nearest_rank(ordered: Sequence[float], share: float) -> float | None:
-    """The nearest-rank percentile: the smallest value that at least `share` of the sorted samples do not exceed."""
+    """The nearest-rank percentile: the least sample that at least `share` of them do not exceed."""
     if not ordered:
         return None
     # 0.95 × 20 is 19 on paper and a hair more in floats; the next rank up would be one too many.
@@ -75,15 +75,21 @@ class SlidingSum:
     def __init__(self, length_s: float) -> None:
         self.length_s = length_s
         self._amounts: list[tuple[float, float]] = []
+        self._sum = 0.0
 
     def add(self, at: float, amount: float) -> None:
         if amount:
             insort(self._amounts, (at, amount))
+            self._sum += amount
 
     def total(self, now: float) -> float:
         old = bisect_right(self._amounts, (now - self.length_s, math.inf))
+        self._sum -= math.fsum(amount for _, amount in self._amounts[:old])
         del self._amounts[:old]
-        return math.fsum(amount for _, amount in self._amounts)
+        if not self._amounts:
+            # What rounding left behind must not outlive the amounts.
+            self._sum = 0.0
+        return self._sum
 
     def rate(self, now: float, since: float | None) -> float:
         """Per second over the window, or over the time since `since` where that is shorter."""

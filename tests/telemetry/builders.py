@@ -1,4 +1,5 @@
-"""Short ways to write telemetry messages. Instants are seconds after `T0`, a multiple of 300 s and of 3600 s."""
+"""Short ways to write telemetry messages. Instants are seconds after `T0`, a multiple of 300 s and of 3600
+s."""
 
 from __future__ import annotations
 

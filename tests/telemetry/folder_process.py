@@ -1,5 +1,7 @@
-"""A process that folds telemetry as a web process does, and says on its output whether it leads or follows, and how many
-ended requests it has seen.
+"""A process that folds telemetry as a web process does.
+
+It says on its output whether it leads or follows, and how many ended requests it has seen.
+
 
 python -m tests.telemetry.folder_process POOL
 """

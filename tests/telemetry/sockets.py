@@ -10,7 +10,8 @@ TIMEOUT_S = 10
 
 
 class WebSocket(ApplicationCommunicator):
-    """Connects, receives text, disconnects. (Channels' own communicator cannot be imported without daphne.)"""
+    """Connects, receives text, disconnects. (Channels' own communicator cannot be imported without
+    daphne.)"""
 
     def __init__(self, application: Any, path: str, headers: list[tuple[bytes, bytes]]) -> None:
         scope = {

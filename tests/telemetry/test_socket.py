@@ -189,7 +189,8 @@ def operator_scope(user: User) -> dict[str, Any]:
 
 
 class SlowSocket:
-    """A server's end of a socket whose `send` waits until the client takes the message, as with full buffers."""
+    """A server's end of a socket whose `send` waits until the client takes the message, as with full
+    buffers."""
 
     def __init__(self, scope: dict[str, Any]) -> None:
         self._scope = scope
