@@ -8,7 +8,7 @@ import { fileURLToPath } from 'node:url';
 import type { Duplex } from 'node:stream';
 import type { Plugin } from 'vite';
 import type { Document } from '../src/lib/document';
-import { history, setScenario, snapshot } from './scenario';
+import { history, setScenario, snapshot } from './scenario.ts';
 
 interface Version {
   version: number;

@@ -1,5 +1,5 @@
 import type { PanelState } from '../lib/panelState';
-import { age } from '../lib/time';
+import { age, duration } from '../lib/time';
 
 /** How old a panel's numbers are, in the panel's corner. */
 export function Age({ state }: { state: PanelState }) {
@@ -14,6 +14,6 @@ export function Age({ state }: { state: PanelState }) {
       return <span className="age">{age(state.ageS)} ago</span>;
     case 'stale':
     case 'disconnected':
-      return <span className="age old">stale, {age(state.ageS).replace(/\.\d/, '')}</span>;
+      return <span className="age old">stale, {duration(state.ageS)}</span>;
   }
 }

@@ -91,7 +91,7 @@ export function FailureNote({ failure, onRetry }: { failure: Failure; onRetry?: 
 
 /** One panel that cannot be drawn must not take the others with it. */
 class Guard extends Component<{ children: ReactNode }, { message: string | null }> {
-  override state = { message: null };
+  override state: { message: string | null } = { message: null };
 
   static getDerivedStateFromError(error: unknown): { message: string } {
     return { message: error instanceof Error ? error.message : String(error) };
@@ -102,7 +102,7 @@ class Guard extends Component<{ children: ReactNode }, { message: string | null 
     if (message === null) return this.props.children;
     const failure: Failure = {
       what: 'This panel could not be drawn',
-      detail: `The numbers arrived, but the page failed on them: ${String(message)}. The other panels are live.`,
+      detail: `The numbers arrived, but the page failed on them: ${message}. The other panels are live.`,
       id: null,
     };
     return <FailureNote failure={failure} onRetry={() => this.setState({ message: null })} />;

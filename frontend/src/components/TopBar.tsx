@@ -6,6 +6,7 @@ import { viewOf } from '../live/connection';
 import { serverNow, useLive, useLiveClient, useTick } from '../live/context';
 import type { LiveState } from '../live/store';
 import { plural } from '../lib/format';
+import { staleAfterS } from '../lib/panelState';
 import { age, duration, utc } from '../lib/time';
 import { Icon } from './Icon';
 import { Link } from './Link';
@@ -30,11 +31,12 @@ export function TopBar({ title, sub, tools }: { title: ReactNode; sub?: ReactNod
 
 function PolicyPill() {
   const { snapshot } = useLive();
-  if (snapshot === null || snapshot.policy_version === null) return null;
+  const version = snapshot?.policy_version ?? null;
+  if (snapshot === null || version === null) return null;
   const silent = snapshot.workers.filter((worker) => worker.state === 'silent').length;
   return (
     <Link className="pill opt" to="/policies">
-      Policy v{snapshot.policy_version}{' '}
+      Policy v{version}{' '}
       <span className="k">
         on {snapshot.num_workers_on_policy} of {plural(snapshot.num_workers, 'worker')}
         {silent === 0 ? '' : `, ${silent} silent`}
@@ -46,9 +48,9 @@ function PolicyPill() {
 function LivePill() {
   const live = useLive();
   const monotonic = useTick(500);
-  const isLive = viewOf(live.connection).kind === 'live';
-  const now = serverNow(live, monotonic);
-  const old = live.snapshot === null ? null : now - live.snapshot.at;
+  const old = live.snapshot === null ? null : Math.max(0, serverNow(live, monotonic) - live.snapshot.at);
+  const isOpen = viewOf(live.connection).kind === 'live';
+  const isLive = isOpen && (old === null || old <= staleAfterS(live.hello?.interval_s ?? 1));
   return (
     <span className={isLive ? 'pill' : 'pill inverted'} data-testid="live-pill">
       <span className="dot" />
@@ -59,7 +61,7 @@ function LivePill() {
 
 function pillWords(isLive: boolean, ageS: number | null): string {
   if (ageS === null) return isLive ? 'Live' : 'Connecting';
-  return isLive ? `Live, ${age(ageS)} old` : `Not live, ${age(ageS).replace(/\.\d/, '')} old`;
+  return isLive ? `Live, ${age(ageS)} old` : `Not live, ${duration(ageS)} old`;
 }
 
 function Clock() {

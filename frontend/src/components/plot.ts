@@ -42,7 +42,11 @@ export interface ChartModel {
 const FONT = "11px 'Inter Variable', system-ui, sans-serif";
 const FONT_MARK = "500 11px 'Inter Variable', system-ui, sans-serif";
 const AXIS_HEIGHT = 18;
-const MIN_TICK_GAP_PX = 56;
+/** Between labels of times: closer on small charts, which have only two or three. */
+const TICK_GAP_PX = { small: 40, large: 60 };
+const SMALL_PX = 200;
+/** Half a label of a time. */
+const CLEAR_PX = 15;
 
 type Read = () => ChartModel;
 type Paint = (name: string) => string;
@@ -93,7 +97,9 @@ function timeAxis(read: Read, paint: Paint): uPlot.Axis {
     splits: (u) => {
       const { now, spanS, brokenSince } = read();
       const widthPx = Math.max(1, u.bbox.width / uPlot.pxRatio);
-      return timeTicks(now - spanS, now, (spanS / widthPx) * MIN_TICK_GAP_PX, brokenSince);
+      const gap = widthPx < SMALL_PX ? TICK_GAP_PX.small : TICK_GAP_PX.large;
+      const perPx = spanS / widthPx;
+      return timeTicks(now - spanS, now, perPx * gap, brokenSince, perPx * CLEAR_PX);
     },
     values: (_, splits) => splits.map(clockMinutes),
   };
@@ -257,6 +263,7 @@ function halo(u: uPlot, text: string, x: number, y: number, paint: Paint, font: 
   ctx.save();
   ctx.font = scaled(font);
   ctx.lineJoin = 'round';
+  ctx.textBaseline = 'alphabetic';
   ctx.lineWidth = 4 * uPlot.pxRatio;
   ctx.strokeStyle = paint('--surface');
   ctx.strokeText(text, x, y);

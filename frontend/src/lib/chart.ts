@@ -11,14 +11,14 @@ export function valueTicks(max: number, intervals = 3): number[] {
   return Array.from({ length: num + 1 }, (_, index) => Number((index * step).toPrecision(10)));
 }
 
-/** Round instants between `from` and `to`, at least `minGapS` apart, away from `avoid`. */
-export function timeTicks(from: number, to: number, minGapS: number, avoid: number | null = null): number[] {
+/** Round instants between `from` and `to`, at least `minGapS` apart, and `clearS` away from `avoid` and the edges. */
+export function timeTicks(from: number, to: number, minGapS: number, avoid: number | null = null, clearS = minGapS / 4): number[] {
   const steps = [60, 120, 300, 600, 900, 1800, 3600, 7200];
   const step = steps.find((size) => size >= minGapS) ?? 7200;
   const ticks: number[] = [];
   for (let at = Math.ceil(from / step) * step; at <= to; at += step) {
-    const isClear = avoid === null || Math.abs(at - avoid) >= minGapS * 0.8;
-    if (isClear && at - from > minGapS * 0.25 && to - at > minGapS * 0.25) ticks.push(at);
+    const isClear = avoid === null || avoid < from || Math.abs(at - avoid) >= clearS * 3;
+    if (isClear && at - from > clearS && to - at > clearS) ticks.push(at);
   }
   return ticks;
 }

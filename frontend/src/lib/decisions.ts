@@ -29,3 +29,13 @@ export function filtered(decisions: readonly Decision[], filter: Filter): Decisi
 export function likeWords(numLike: number): string {
   return numLike === 0 ? '' : `${count(numLike)} like it in the last minute`;
 }
+
+/** Enough of an id to tell requests apart on a page, as the sentences write it. */
+export function shortId(id: string): string {
+  return id.slice(0, 4);
+}
+
+/** Text that continues a sentence: a small letter first, but never in an abbreviation. */
+export function inSentence(text: string): string {
+  return /^[A-Z][a-z]/.test(text) ? `${text.charAt(0).toLowerCase()}${text.slice(1)}` : text;
+}

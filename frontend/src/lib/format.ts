@@ -17,7 +17,8 @@ export function count(value: number): string {
 /** 3 significant digits, but never decimals below an integer of 3 digits: 0.35, 4.2, 26.1, 312, 6,840. */
 export function significant(value: number, digits = 3): string {
   if (value === 0) return '0';
-  const magnitude = Math.floor(Math.log10(Math.abs(value)));
+  // Round first: 0.9996 has the magnitude of 1.00.
+  const magnitude = Math.floor(Math.log10(Math.abs(Number(value.toPrecision(digits)))));
   const decimals = Math.max(0, digits - 1 - magnitude);
   return decimals === 0 ? count(value) : value.toFixed(Math.min(decimals, 6));
 }
@@ -79,6 +80,11 @@ export function wholePercent(share: number | null): string {
   return share === null ? '–' : `${Math.round(share * 100)} %`;
 }
 
+/** A mean of whole things: 52, but 51.5 where they differ. */
+export function mean(value: number): string {
+  return Number.isInteger(value) ? count(value) : significant(value);
+}
+
 export function rate(perSecond: number): string {
   return perSecond >= 1000 ? count(perSecond) : significant(perSecond);
 }
@@ -88,7 +94,7 @@ export function bytes(value: number | null): string {
   if (value === null) return '–';
   const units = ['B', 'kB', 'MB', 'GB', 'TB'];
   const step = Math.min(units.length - 1, value < 1 ? 0 : Math.floor(Math.log10(value) / 3));
-  return `${significant(value / 1000 ** step, step < 3 ? 3 : 3)} ${units[step] ?? 'B'}`;
+  return `${significant(value / 1000 ** step)} ${units[step] ?? 'B'}`;
 }
 
 export function watts(value: number): string {

@@ -38,14 +38,18 @@ export const STALE_INTERVALS = 3;
 /** Sources are not timed more closely than this: a browser tab and a busy machine jitter by hundreds of ms. */
 export const MIN_INTERVAL_S = 0.75;
 
+/** The age from which numbers of a source with this interval must not look live. */
+export function staleAfterS(intervalS: number): number {
+  return STALE_INTERVALS * Math.max(intervalS, MIN_INTERVAL_S);
+}
+
 export function panelState(facts: PanelFacts): PanelState {
   if (facts.failure) return { kind: 'error', failure: facts.failure };
   if (!facts.loaded) return { kind: 'loading' };
   const ageS = facts.sourceAt === null ? 0 : Math.max(0, facts.now - facts.sourceAt);
   if (facts.connection === 'lost') return { kind: 'disconnected', ageS };
   if (!facts.hasData) return { kind: 'empty' };
-  const limit = STALE_INTERVALS * Math.max(facts.intervalS, MIN_INTERVAL_S);
-  return facts.sourceAt !== null && ageS > limit ? { kind: 'stale', ageS } : { kind: 'live', ageS };
+  return facts.sourceAt !== null && ageS > staleAfterS(facts.intervalS) ? { kind: 'stale', ageS } : { kind: 'live', ageS };
 }
 
 /** Whether the panel's numbers must not look live. */

@@ -91,6 +91,5 @@ function kindOf(schema: Schema): FieldKind {
 function resolved(root: Schema, schema: Schema): Schema {
   if (schema.$ref === undefined) return schema;
   const name = schema.$ref.replace('#/$defs/', '');
-  const { $ref: _, ...own } = schema;
-  return { ...root.$defs?.[name], ...own };
+  return { ...root.$defs?.[name], ...schema };
 }

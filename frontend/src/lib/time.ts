@@ -25,6 +25,12 @@ export function dayAndTime(at: number): string {
   return `${date.getUTCDate()} ${MONTHS[date.getUTCMonth()] ?? ''}, ${clockMinutes(at)}`;
 }
 
+/** An instant beside a duration: the clock alone while it is today, else with the day. */
+export function instant(at: number, now: number): string {
+  const isToday = Math.floor(at / 86_400) === Math.floor(now / 86_400);
+  return isToday ? utc(at) : `${dayAndTime(at)} UTC`;
+}
+
 /** The instant of an ISO 8601 text, in seconds since the epoch. */
 export function parseInstant(text: string): number {
   return Date.parse(text) / 1000;

@@ -72,8 +72,8 @@ export function inWords(value: Json, field: Field | undefined): string {
 }
 
 const CHOICES: Record<string, string> = {
-  ttft: 'its TTFT objective would be missed',
-  max_wait: 'its wait bound would be passed',
+  ttft: 'TTFT missed',
+  max_wait: 'bound passed',
   equal: 'equally',
   own_weights: 'by their own weights',
 };

@@ -2,7 +2,7 @@
 
 import type { ClassLive, LiveSnapshot, Metric, Percentile, Verdict, WorkerLive } from '../api/live';
 import { count, figure, latencyBeside, list, objective, percent, plural } from './format';
-import { duration, utc } from './time';
+import { duration, instant, utc } from './time';
 
 const LATE: Record<Metric, string> = { ttft: 'late first tokens', tpot: 'late tokens' };
 
@@ -70,7 +70,7 @@ export function quietLine(snapshot: LiveSnapshot, now: number): { head: string; 
   if (verdict.kind === 'no_traffic') {
     return { head: 'No traffic', say: 'Nothing has finished lately, so there is no promise to judge.' };
   }
-  const since = verdict.since === null ? '' : `for ${duration(now - verdict.since)}, since ${utc(verdict.since)}. `;
+  const since = verdict.since === null ? '' : `for ${duration(now - verdict.since)}, since ${instant(verdict.since, now)}. `;
   return { head: 'All promises kept', say: `${since}${closestLine(snapshot)}`.trim() };
 }
 
@@ -118,7 +118,7 @@ export interface SilentWords {
 }
 
 export function silentWords(worker: WorkerLive, snapshot: LiveSnapshot, now: number): SilentWords {
-  const head = `${worker.id} has been silent for ${duration(now - worker.seen_at)}, since ${utc(worker.seen_at)}`;
+  const head = `${worker.id} has been silent for ${duration(now - worker.seen_at)}, since ${instant(worker.seen_at, now)}`;
   const held = worker.num_running + worker.cells.filter((cell) => cell.state === 'parked').length;
   const requests = held === 1 ? 'its request goes' : `its ${count(held)} requests go`;
   if (held === 0) return { head, say: 'It held no request when it was last heard.' };

@@ -1,8 +1,10 @@
 // A group of cells with one tab stop; arrow keys move inside it.
 
+import { Modal } from '@mantine/core';
 import type { KeyboardEvent } from 'react';
 import { useRef, useState } from 'react';
 import type { Cell } from '../../api/live';
+import { shortId } from '../../lib/decisions';
 import { cellState } from '../../lib/lanes';
 import type { Pointed } from './Lanes';
 
@@ -44,7 +46,9 @@ export function CellGroup({ cells, label, onPoint }: Props) {
     (group.current?.children[next] as HTMLElement | undefined)?.focus();
   };
 
+  const [isListed, setIsListed] = useState(false);
   return (
+    <div className="cellbox">
     <div className="cells" role="group" aria-label={label} ref={group} onKeyDown={onKeyDown} onBlur={() => onPoint(null)}>
       {cells.map((cell, index) => (
         <button
@@ -61,5 +65,27 @@ export function CellGroup({ cells, label, onPoint }: Props) {
         />
       ))}
     </div>
+      {cells.length === 0 ? null : (
+        <button type="button" className="cells-target" aria-label={`${label}: open the list`} onClick={() => setIsListed(true)} />
+      )}
+      <Modal opened={isListed} onClose={() => setIsListed(false)} title={label}>
+        <CellList cells={cells} />
+      </Modal>
+    </div>
+  );
+}
+
+/** The same cells as words, for fingers. */
+function CellList({ cells }: { cells: readonly Cell[] }) {
+  return (
+    <ul className="cell-list">
+      {cells.map((cell) => (
+        <li key={cell.id}>
+          <b className="id">{shortId(cell.id)}</b>
+          <span>{cellState(cell)}</span>
+          {cell.late ? <span className="bad">first token late</span> : null}
+        </li>
+      ))}
+    </ul>
   );
 }

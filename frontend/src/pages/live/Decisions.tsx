@@ -1,10 +1,10 @@
 import { useState } from 'react';
-import type { LiveSnapshot } from '../../api/live';
+import type { Decision, LiveSnapshot } from '../../api/live';
 import { ClassName } from '../../components/ClassName';
 import { Panel } from '../../components/Panel';
 import { Segments } from '../../components/Segments';
 import type { Filter } from '../../lib/decisions';
-import { filtered, FILTERS, likeWords } from '../../lib/decisions';
+import { filtered, FILTERS, inSentence, likeWords, shortId } from '../../lib/decisions';
 import { clock } from '../../lib/time';
 import { classOf } from '../../lib/verdict';
 import { usePanelState } from './clock';
@@ -31,18 +31,27 @@ export function Decisions({ snapshot }: { snapshot: LiveSnapshot }) {
             <time>{clock(decision.at)}</time>
             <ClassLabel snapshot={snapshot} classId={decision.class_id} />
             <span className="say">
-              {decision.request_id === '' || decision.text.startsWith(decision.request_id) ? null : (
-                <>
-                  <b className="id">{decision.request_id.slice(-8)}</b>{' '}
-                </>
-              )}
-              {decision.text}
+              <Say decision={decision} />
             </span>
             <span className="x">{likeWords(decision.num_like)}</span>
           </li>
         ))}
       </ul>
     </Panel>
+  );
+}
+
+/** The sentence, led by the request it is about unless it names that itself. */
+function Say({ decision }: { decision: Decision }) {
+  const { request_id: id, text } = decision;
+  if (id === '' || text.includes(shortId(id))) return text;
+  return (
+    <>
+      <b className="id" title={id}>
+        {shortId(id)}
+      </b>{' '}
+      {inSentence(text)}
+    </>
   );
 }
 

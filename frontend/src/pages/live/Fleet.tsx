@@ -11,6 +11,7 @@ import { Sparkline } from './Sparkline';
 
 export function Workers({ snapshot, points }: { snapshot: LiveSnapshot; points: readonly Point[] }) {
   const state = usePanelState(snapshot.workers_at, snapshot.workers.length > 0);
+  const total = sharedTotal(snapshot.workers);
   return (
     <Panel
       title="Workers"
@@ -25,6 +26,7 @@ export function Workers({ snapshot, points }: { snapshot: LiveSnapshot; points: 
         </>
       }
     >
+      <div className="scroll" tabIndex={0} role="group" aria-label="Workers, table">
       <table className="ws">
         <thead>
           <tr>
@@ -41,7 +43,9 @@ export function Workers({ snapshot, points }: { snapshot: LiveSnapshot; points: 
             <th>
               Busy<span className="hide-m">, 15 min</span>
             </th>
-            <th className="r">Memory</th>
+            <th className="r">
+              Memory<span className="hide-m">{total === null ? '' : ` of ${bytes(total)}`}</span>
+            </th>
             <th className="r">Power</th>
             <th className="r">
               <Term name="joule">J / 1k</Term>
@@ -55,6 +59,7 @@ export function Workers({ snapshot, points }: { snapshot: LiveSnapshot; points: 
           ))}
         </tbody>
       </table>
+      </div>
     </Panel>
   );
 }
@@ -92,7 +97,6 @@ function WorkerRow({ worker, snapshot, points }: { worker: WorkerLive; snapshot:
       </td>
       <td className="r" data-label="Memory">
         {bytes(device.memory_used_bytes)}
-        {device.memory_total_bytes === null ? null : <span className="k hide-m"> of {bytes(device.memory_total_bytes)}</span>}
       </td>
       <td className="r" data-label="Power">
         {device.power_w === null ? <Unknown /> : `${watts(device.power_w)}${estimated(worker)}`}
@@ -107,6 +111,13 @@ function WorkerRow({ worker, snapshot, points }: { worker: WorkerLive; snapshot:
   );
 }
 
+/** The memory that every device has; null where they differ or do not say. */
+function sharedTotal(workers: readonly WorkerLive[]): number | null {
+  const totals = new Set(workers.map((worker) => worker.device.memory_total_bytes));
+  const [first = null] = totals;
+  return totals.size === 1 ? first : null;
+}
+
 function Unknown() {
   return (
     <span className="k" title="The device does not report it">
@@ -117,8 +128,8 @@ function Unknown() {
 
 function Seen({ worker }: { worker: WorkerLive }) {
   const { now } = useLiveClock();
-  const words = `${age(now - worker.seen_at)} ago`;
-  return <span title={utc(worker.seen_at)}>{worker.state === 'live' ? words : `${worker.state}, ${words}`}</span>;
+  const words = age(now - worker.seen_at);
+  return <span title={utc(worker.seen_at)}>{worker.state === 'live' ? words : `${worker.state}, ${words} ago`}</span>;
 }
 
 function deviceName(name: string): string {

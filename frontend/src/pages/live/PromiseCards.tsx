@@ -14,7 +14,7 @@ import { latency, latencyBeside, latencyText, objective, percent, wholePercent }
 import type { PanelState } from '../../lib/panelState';
 import { isOld } from '../../lib/panelState';
 import { duration } from '../../lib/time';
-import { burnLine, isLate, keepsBoth, metricName, promiseLine, promised, stateOf } from '../../lib/verdict';
+import { burnLine, isLate, keepsBoth, metricName, promiseLine, promised } from '../../lib/verdict';
 import { useLiveClock, usePanelState } from './clock';
 
 const PERCENTILES: readonly Percentile[] = ['p50', 'p95', 'p99'];
@@ -151,7 +151,6 @@ function usePromiseChart(one: ClassLive, metric: Metric, points: readonly Point[
     [points, pointS, order, metric, one.id],
   );
   const limit = limitOf(one, metric);
-  const { kept } = stateOf(one, metric);
   const second = Math.floor(now);
   return useMemo(
     () => ({
@@ -177,7 +176,7 @@ function usePromiseChart(one: ClassLive, metric: Metric, points: readonly Point[
       brokenSince: null,
       labels: [],
     }),
-    [data, order, one.color, governing, second, spanS, pointS, limit, kept],
+    [data, order, one.color, governing, second, spanS, pointS, limit],
   );
 }
 

@@ -7,7 +7,7 @@ import { Icon } from '../../components/Icon';
 import { Link } from '../../components/Link';
 import type { PanelState } from '../../lib/panelState';
 import { isOld } from '../../lib/panelState';
-import { clock, duration, utc } from '../../lib/time';
+import { clock, duration, instant, utc } from '../../lib/time';
 import * as words from '../../lib/verdict';
 import { useLiveClock, usePanelState } from './clock';
 
@@ -46,7 +46,7 @@ function Broken({ snapshot, state }: Props) {
         </h2>
         {verdict.since === null ? null : (
           <p className="since">
-            for <b>{duration((seenAt ?? now) - verdict.since)}</b>, since {utc(verdict.since)}
+            for <b>{duration((seenAt ?? now) - verdict.since)}</b>, since {instant(verdict.since, now)}
           </p>
         )}
         <p className="fact">

@@ -23,11 +23,14 @@ type AccessState =
 export function useAccess(): Access {
   const [state, setState] = useState<AccessState>({ kind: 'asking' });
   const ask = useCallback(() => {
-    setState({ kind: 'asking' });
     openAccess().then(setState, (error: unknown) => setState({ kind: 'failed', failure: failureOf(error) }));
   }, []);
   useEffect(ask, [ask]);
-  return { ...state, retry: ask };
+  const retry = (): void => {
+    setState({ kind: 'asking' });
+    ask();
+  };
+  return { ...state, retry };
 }
 
 async function openAccess(): Promise<AccessState> {

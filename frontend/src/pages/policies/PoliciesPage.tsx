@@ -36,20 +36,23 @@ type Load = { kind: 'loading' } | { kind: 'failed'; failure: Failure } | { kind:
 export function PoliciesPage({ session }: { session: Session }) {
   const [load, setLoad] = useState<Load>({ kind: 'loading' });
   const start = useCallback(() => {
-    setLoad({ kind: 'loading' });
     loadAll().then(
       (loaded) => setLoad({ kind: 'loaded', loaded }),
       (error: unknown) => setLoad({ kind: 'failed', failure: failureOf(error) }),
     );
   }, []);
   useEffect(start, [start]);
+  const retry = (): void => {
+    setLoad({ kind: 'loading' });
+    start();
+  };
   if (load.kind === 'loaded') return <Editing initial={load.loaded} session={session} />;
   const state = load.kind === 'failed' ? ({ kind: 'error', failure: load.failure } as const) : ({ kind: 'loading' } as const);
   return (
     <>
       <TopBar title="Policies" />
       <main id="main">
-        <Panel title="Classes" state={state} loadingHeight={480} onRetry={start}>
+        <Panel title="Classes" state={state} loadingHeight={480} onRetry={retry}>
           {null}
         </Panel>
       </main>

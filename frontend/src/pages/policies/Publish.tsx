@@ -2,10 +2,11 @@
 
 import { Textarea } from '@mantine/core';
 import { useEffect, useState } from 'react';
+import type { LiveSnapshot } from '../../api/live';
 import { Icon } from '../../components/Icon';
-import { useLive } from '../../live/context';
+import { useLive, useLiveClient } from '../../live/context';
 import { monotonicS } from '../../live/client';
-import { plural } from '../../lib/format';
+import { list, plural } from '../../lib/format';
 import { guardRails } from '../../lib/guardRails';
 import type { Editor, Published } from './editor';
 
@@ -88,25 +89,47 @@ export function PublishPanel({ editor, published }: { editor: Editor; published:
 /** How many workers run what was published, as they report it. */
 function Rollout({ published }: { published: Published }) {
   const { snapshot } = useLive();
-  const heard = (snapshot?.workers ?? []).filter((worker) => worker.state === 'live' || worker.state === 'draining');
-  const on = heard.filter((worker) => worker.policy_version >= published.version);
-  const isDone = heard.length > 0 && on.length === heard.length;
-  const [tookS, setTookS] = useState<number | null>(null);
-  useEffect(() => {
-    if (isDone) setTookS((known) => known ?? monotonicS() - published.askedAt);
-  }, [isDone, published.askedAt]);
-  const missing = heard.filter((worker) => worker.policy_version < published.version).map((worker) => worker.id);
+  const tookS = useTimeToAll(published);
+  const { on, missing, num } = rollout(snapshot, published.version);
+  const isDone = num > 0 && missing.length === 0;
   return (
     <div className="rollout" role="status" data-testid="rollout">
       <Icon name={isDone ? 'ok' : 'info'} />
       <span>
         <b>
-          {on.length} of {plural(heard.length, 'worker')} {heard.length === 1 ? 'runs' : 'run'} v{published.version}
+          {on} of {plural(num, 'worker')} {num === 1 ? 'runs' : 'run'} v{published.version}
         </b>
         {isDone && tookS !== null ? `, seen here ${tookS.toFixed(1)} s after you published.` : null}
-        {!isDone && missing.length > 0 ? `; waiting for ${missing.join(', ')}.` : null}
-        {heard.length === 0 ? ': no worker is live. The next one to start takes it.' : null}
+        {missing.length > 0 ? `; waiting for ${list(missing)}.` : null}
+        {num === 0 ? ': no worker is live. The next one to start takes it.' : null}
       </span>
     </div>
   );
+}
+
+interface Progress {
+  num: number;
+  on: number;
+  missing: string[];
+}
+
+/** Workers that can be heard, and which of them do not run `version` or a later one yet. */
+function rollout(snapshot: LiveSnapshot | null, version: number): Progress {
+  const heard = (snapshot?.workers ?? []).filter((worker) => worker.state === 'live' || worker.state === 'draining');
+  const missing = heard.filter((worker) => worker.policy_version < version).map((worker) => worker.id);
+  return { num: heard.length, on: heard.length - missing.length, missing };
+}
+
+/** Seconds from asking to publish until every worker had reported the version; null until then. */
+function useTimeToAll(published: Published): number | null {
+  const client = useLiveClient();
+  const [tookS, setTookS] = useState<number | null>(null);
+  useEffect(() => {
+    const look = (): void => {
+      const { num, missing } = rollout(client.getState().snapshot, published.version);
+      if (num > 0 && missing.length === 0) setTookS((known) => known ?? monotonicS() - published.askedAt);
+    };
+    return client.subscribe(look);
+  }, [client, published]);
+  return tookS;
 }

@@ -1,6 +1,6 @@
 // The draft and everything that happens to it, behind one hook.
 
-import { useCallback, useEffect, useMemo, useState } from 'react';
+import { useCallback, useEffect, useEffectEvent, useMemo, useState } from 'react';
 import type { Mistake } from '../../api/http';
 import { ApiError } from '../../api/http';
 import type { PolicyVersion } from '../../api/policies';
@@ -59,18 +59,21 @@ export function useEditor(options: Options): Editor {
   const [note, setNote] = useState<string | null>(null);
   const changes = useMemo(() => changesBetween(base.document, draft), [base.document, draft]);
   const { mistakes, check, addMistakes } = useMistakes(draft, options.perClass, options.shared);
-  const [newer, setNewer] = useNewerVersion(base.version, options.liveVersion);
+  const [newer, setNewer] = useState<PolicyVersion | null>(null);
+  const adopt = (version: PolicyVersion): void => {
+    setDraft(version.document);
+    setNewer(null);
+    onBase(version);
+  };
+  useNewerVersion(base.version, options.liveVersion, (version) => {
+    if (changes.length === 0) adopt(version);
+    else setNewer(version);
+  });
 
   useEffect(() => {
     if (changes.length === 0 && comment === '') clearDraft();
     else saveDraft({ version: base.version, document: draft, comment });
   }, [base.version, changes.length, comment, draft]);
-
-  useEffect(() => {
-    if (newer === null || changes.length > 0) return;
-    setDraft(newer.document);
-    onBase(newer);
-  }, [newer, changes.length, onBase]);
 
   const finish = (published: PolicyVersion): void => {
     clearDraft();
@@ -96,9 +99,10 @@ export function useEditor(options: Options): Editor {
     setComment,
     revert: (change) => setDraft(reverted(base.document, draft, change)),
     discard: () => {
-      setDraft(base.document);
       setComment('');
       setNote(null);
+      if (newer === null) setDraft(base.document);
+      else adopt(newer);
     },
     moveOntoNewer: () => {
       if (newer === null) return;
@@ -122,18 +126,17 @@ const DEBOUNCE_MS = 300;
 
 function useMistakes(draft: Document, perClass: readonly Field[], shared: readonly Field[]) {
   const [server, setServer] = useState<readonly Mistake[]>([]);
-  const [check, setCheck] = useState<Check>({ kind: 'checking' });
+  const [last, setLast] = useState<{ draft: Document; check: Check } | null>(null);
   useEffect(() => {
     const abort = new AbortController();
-    setCheck({ kind: 'checking' });
     const timer = setTimeout(() => {
       validate(draft, abort.signal).then(
         (mistakes) => {
           setServer(mistakes);
-          setCheck({ kind: 'checked' });
+          setLast({ draft, check: { kind: 'checked' } });
         },
         (error: unknown) => {
-          if (!abort.signal.aborted) setCheck({ kind: 'failed', message: error instanceof Error ? error.message : String(error) });
+          if (!abort.signal.aborted) setLast({ draft, check: { kind: 'failed', message: messageOf(error) } });
         },
       );
     }, DEBOUNCE_MS);
@@ -142,24 +145,29 @@ function useMistakes(draft: Document, perClass: readonly Field[], shared: readon
       abort.abort();
     };
   }, [draft]);
+  const check: Check = last?.draft === draft ? last.check : { kind: 'checking' };
   const mistakes = useMemo(() => merged(missingValues(draft, perClass, shared), server), [draft, perClass, shared, server]);
   return { mistakes, check, addMistakes: setServer };
 }
 
-function useNewerVersion(baseVersion: number, liveVersion: number | null) {
-  const [newer, setNewer] = useState<PolicyVersion | null>(null);
+/** Tells once per version that another one than the base has become active. */
+function useNewerVersion(baseVersion: number, liveVersion: number | null, onNewer: (newer: PolicyVersion) => void): void {
+  const found = useEffectEvent(onNewer);
   useEffect(() => {
     if (liveVersion === null || liveVersion <= baseVersion) return;
     const abort = new AbortController();
     activePolicy(abort.signal).then(
       (active) => {
-        if (active.version > baseVersion) setNewer(active);
+        if (active.version > baseVersion) found(active);
       },
       () => undefined, // publishing will say 412, and ask again
     );
     return () => abort.abort();
   }, [baseVersion, liveVersion]);
-  return [newer, setNewer] as const;
+}
+
+function messageOf(error: unknown): string {
+  return error instanceof Error ? error.message : String(error);
 }
 
 interface PublishingOptions extends Options {
@@ -177,7 +185,7 @@ function usePublishing({ base, draft, comment, setNewer, addMistakes, onPublishe
   const failed = async (error: unknown): Promise<void> => {
     if (error instanceof ApiError && error.status === 412) setNewer(await activePolicy());
     else if (error instanceof ApiError && error.mistakes.length > 0) addMistakes(error.mistakes);
-    else setProblem(error instanceof Error ? error.message : String(error));
+    else setProblem(messageOf(error));
   };
 
   const run = async (): Promise<void> => {
@@ -189,7 +197,7 @@ function usePublishing({ base, draft, comment, setNewer, addMistakes, onPublishe
       onPublished({ version: published.version, askedAt });
       finish(published);
     } catch (error) {
-      await failed(error).catch((second: unknown) => setProblem(second instanceof Error ? second.message : String(second)));
+      await failed(error).catch((second: unknown) => setProblem(messageOf(second)));
     } finally {
       setIsPublishing(false);
     }

@@ -1,0 +1,119 @@
+import { describe, expect, it } from 'vitest';
+import { aClass, aSnapshot, aVerdict, aWorker, NOW } from './testing';
+import {
+  announcement,
+  brokenFact,
+  brokenHeadline,
+  burnLine,
+  noWorkerLine,
+  othersLine,
+  promised,
+  promiseLine,
+  quietLine,
+  silentWords,
+  tabTitle,
+} from './verdict';
+
+const BROKEN = aVerdict({ kind: 'broken', class_id: 'high', metric: 'ttft', since: NOW - 260, num_late: 317, num_requests: 3604, attainment: 0.91204 });
+const late = { kept: false, broken_since: NOW - 260, num_late: 317, num_requests: 3604, attainment: 0.912 };
+
+describe('a broken promise', () => {
+  it('is one sentence: which class breaks what', () => {
+    expect(brokenHeadline(BROKEN, null)).toBe('high is breaking its promise: late first tokens');
+  });
+
+  it('goes into the past tense with the last known numbers', () => {
+    expect(brokenHeadline(BROKEN, NOW)).toBe('Last seen at 03:12:06 UTC: high was breaking its promise: late first tokens');
+  });
+
+  it('says what was measured, over which window, of how many', () => {
+    expect(brokenFact(BROKEN, 300)).toBe('Last 5 min: 91.2 %; 317 of 3,604 came late.');
+  });
+
+  it('says what the other classes do', () => {
+    expect(othersLine(aSnapshot({ verdict: BROKEN }))).toBe('normal and low keep their promises.');
+    const both = aSnapshot({ verdict: BROKEN, classes: [aClass('high'), aClass('normal', { tpot_state: late }), aClass('low')] });
+    expect(othersLine(both)).toBe('normal breaks its promise too. low keeps its promise.');
+  });
+
+  it('is in the tab, with the number of broken promises', () => {
+    expect(tabTitle(aSnapshot({ verdict: { ...BROKEN, num_more: 1 } }), false, 'Live')).toBe('(2) high: late first tokens · Tidegate');
+  });
+
+  it('is announced with its start, without ticking figures', () => {
+    expect(announcement(aSnapshot({ verdict: BROKEN }), null)).toBe('Live. high is breaking its promise: late first tokens, since 03:07:46 UTC.');
+  });
+});
+
+describe('a quiet page', () => {
+  it('names the promise closest to its limit', () => {
+    const snapshot = aSnapshot({ verdict: aVerdict({ class_id: 'high', metric: 'tpot' }) });
+    expect(quietLine(snapshot, NOW)).toEqual({ head: 'All promises kept', say: 'Closest to its limit: high TPOT, p99 at 35 of 40 ms.' });
+  });
+
+  it('says for how long and since when', () => {
+    const snapshot = aSnapshot({ verdict: aVerdict({ since: NOW - 600 }) });
+    expect(quietLine(snapshot, NOW).say).toBe('for 10 min, since 03:02:06 UTC.');
+  });
+
+  it('does not call silence a kept promise', () => {
+    expect(quietLine(aSnapshot({ verdict: aVerdict({ kind: 'no_traffic' }) }), NOW).head).toBe('No traffic');
+  });
+});
+
+describe('a card', () => {
+  it('writes its promise', () => {
+    expect(promised(aClass('high'), 'ttft')).toBe('99 % in 800 ms');
+  });
+
+  it('says which half is broken and for how long', () => {
+    expect(promiseLine(aClass('high', { ttft_state: late }), NOW, false)).toBe('TTFT broken 4 min 20 s');
+    expect(promiseLine(aClass('high', { ttft_state: late }), NOW, true)).toBe('TTFT was broken');
+    expect(promiseLine(aClass('high'), NOW, false)).toBe('both kept');
+  });
+
+  it('says when nothing was judged', () => {
+    expect(promiseLine(aClass('high', { num_finished: 0 }), NOW, false)).toBe('nothing finished');
+  });
+
+  it('says how fast the budget burns, and when it is gone only if it will be', () => {
+    expect(burnLine(aClass('high', { burn_rate: 8.8, budget_left: 0.38 }))).toBe('8.8× burn, gone in 31 h');
+    expect(burnLine(aClass('high', { burn_rate: 0.4, budget_left: 0.7 }))).toBe('0.4× burn');
+    expect(burnLine(aClass('high', { burn_rate: 3, budget_left: 0 }))).toBe('3.0× burn, used up');
+    expect(burnLine(aClass('high', { burn_rate: null }))).toBeNull();
+  });
+});
+
+describe('a silent worker', () => {
+  const silent = aWorker('w2', { state: 'silent', seen_at: NOW - 6, lease_ends_at: NOW + 4, num_running: 49 });
+
+  it('says what happens to its requests', () => {
+    expect(silentWords(silent, aSnapshot({ workers: [aWorker('w1'), silent] }), NOW)).toEqual({
+      head: 'w2 has been silent for 6 s, since 03:12:00 UTC',
+      say: 'Its lease runs out in 4 s; then its 49 requests go on elsewhere, after the last token that was published. None is lost, none comes twice.',
+    });
+  });
+
+  it('does not promise another worker where there is none', () => {
+    expect(silentWords(silent, aSnapshot({ workers: [silent] }), NOW).say).toContain('go on as soon as another worker is live');
+  });
+
+  it('says when the lease has already run out', () => {
+    const over = { ...silent, lease_ends_at: NOW - 2 };
+    expect(silentWords(over, aSnapshot({ workers: [over] }), NOW).say).toMatch(/^Its lease ran out at 03:12:04 UTC; its 49 requests/);
+  });
+});
+
+describe('without workers or connection', () => {
+  it('says what clients get and what waits', () => {
+    expect(noWorkerLine(aSnapshot({ num_waiting: 3 }))).toBe('New requests are refused with 503 until a worker is live. 3 waiting requests keep their place.');
+  });
+
+  it('never lets the tab claim to be live', () => {
+    expect(tabTitle(aSnapshot({ verdict: BROKEN }), true, 'Live')).toBe('Not live · Tidegate');
+  });
+
+  it('announces the loss with the time of the last numbers', () => {
+    expect(announcement(aSnapshot(), NOW)).toBe('Connection lost. Showing the last known numbers, from 03:12:06 UTC.');
+  });
+});
