@@ -6,7 +6,7 @@ parked or was served is each worker's own, and is summed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Final, Literal
 
 from controlplane.telemetry.promise import WINDOW_S
@@ -113,7 +113,8 @@ class Fleet:
                 del self._workers[worker]
 
     def model(self) -> str:
-        return next((info.model for info in self._infos.values()), "")
+        """The name of the model that the workers run: the last part of its directory or hub id."""
+        return next((info.model.rstrip("/").rpartition("/")[2] for info in self._infos.values()), "")
 
     def state(self, view: WorkerView, now: float) -> State:
         worker = view.last.worker
@@ -167,9 +168,7 @@ class Fleet:
 
     def step_s(self, share: Literal["p50", "p99"]) -> float | None:
         """The median over the workers' recent messages, by steps, of their p50 or p99 step times."""
-        messages = [message for view in self._workers.values() for message in view.steps]
-        times = ((getattr(message, f"step_{share}_s"), message.num_steps) for message in messages)
-        return weighted_median((time, num) for time, num in times if time is not None)
+        return _median_s((one for view in self._workers.values() for one in view.steps), f"step_{share}_s")
 
     def workers(self, now: float) -> tuple[WorkerLive, ...]:
         views = (self._workers[worker] for worker in sorted(self._workers))
@@ -189,12 +188,18 @@ class Fleet:
             num_running=last.num_running,
             num_blocks=last.num_blocks,
             num_used_blocks=last.num_used_blocks,
-            step_p50_s=last.step_p50_s,
-            step_p99_s=last.step_p99_s,
-            overhead_p50_s=last.overhead_p50_s,
+            step_p50_s=_median_s(view.steps, "step_p50_s"),
+            step_p99_s=_median_s(view.steps, "step_p99_s"),
+            overhead_p50_s=_median_s(view.steps, "overhead_p50_s"),
             tokens_per_s=view.tokens_per_s(now),
             cells=() if state == "gone" else tuple(_cell(row) for row in last.rows),
         )
+
+
+def _median_s(messages: Iterable[WorkerTelemetry], name: str) -> float | None:
+    """The median of a step figure over messages, by their steps. Percentiles cannot be merged exactly."""
+    times = ((getattr(message, name), message.num_steps) for message in messages)
+    return weighted_median((time, num) for time, num in times if time is not None)
 
 
 def waiting_view(load: ClassLoad | None) -> WaitingView:

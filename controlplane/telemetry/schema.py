@@ -108,7 +108,9 @@ class DeviceLive(Struct, frozen=True, kw_only=True):
 
 
 class WorkerLive(Struct, frozen=True, kw_only=True):
-    """A worker now. `state` is `live`, `silent` (no word for 3 intervals), `draining` or `gone`."""
+    """A worker now. `state`: `live`, `silent` (no word for 3 intervals and 2 s), `draining` or `gone` (its
+    lease is over; shown for a minute). Step figures are of its last 10 s, None while it has nothing to do.
+    """
 
     id: str
     state: Literal["live", "silent", "draining", "gone"]

@@ -217,6 +217,19 @@ def test_step_times_are_the_median_over_messages_by_their_steps() -> None:
     assert (snapshot.step_p50_s, snapshot.step_p99_s) == (0.02, 0.03)
 
 
+def test_a_workers_step_time_is_still_there_in_a_short_pause() -> None:
+    one = fold()
+    one.take(worker(1, num_steps=10, step_p50_s=0.02, step_p99_s=0.03))
+    one.take(worker(2, num_steps=0))
+    assert [worker_of(seen(one, 2)).step_p50_s, worker_of(seen(one, 2)).step_p99_s] == [0.02, 0.03]
+
+
+def test_the_models_name_is_the_last_part_of_its_directory() -> None:
+    one = fold()
+    one.set_workers({"gpu0": info(model="/models/smollm2-135m/")}, {})
+    assert one.fleet.model() == "smollm2-135m"
+
+
 def test_refusals_are_counted_over_the_window() -> None:
     one = fold()
     one.take(gateway(1, refused={"low": 2}))
