@@ -1,0 +1,176 @@
+"""The controller by itself, on steps of a given length."""
+
+from __future__ import annotations
+
+import pytest
+
+from scheduler_worker.core.batch_limit import BatchLimit, LimitChange
+from scheduler_worker.core.policy import BatchLimit as Rules
+
+TPOT_S = 0.024
+TARGET_S = TPOT_S / 1.2  # 20 ms
+STEPS_A_DECISION = 10 * 20
+
+
+class Steps:
+    """Steps of a given length, one after the other."""
+
+    def __init__(self, limit: BatchLimit) -> None:
+        self.limit = limit
+        self.at = 0.0
+        self.num_steps = 0
+
+    def run(
+        self, num_steps: int, step_s: float, *, binding: bool = True, together: int = 1000, tpot_s: float | None = TPOT_S
+    ) -> list[LimitChange]:
+        changes = []
+        for _ in range(num_steps):
+            self.at += step_s
+            change = self.limit.step_applied(self.at, together, tpot_s, binding)
+            if change is not None:
+                changes.append(change)
+        return changes
+
+
+def a_limit(slots: int = 64, **rules: float) -> Steps:
+    steps = Steps(BatchLimit(Rules(**rules), slots))  # type: ignore[arg-type]
+    steps.run(1, 0.0)
+    return steps
+
+
+def test_it_starts_at_all_the_slots() -> None:
+    assert a_limit(48).limit.limit == 48
+
+
+def test_it_starts_at_the_policys_maximum() -> None:
+    assert a_limit(48, max_slots=16).limit.limit == 16
+
+
+def test_above_the_band_it_shrinks_by_four_after_twenty_samples() -> None:
+    steps = a_limit()
+    assert steps.run(STEPS_A_DECISION - 1, 0.0241) == []
+    changes = steps.run(1, 0.0241)
+    assert [(one.before, one.after) for one in changes] == [(64, 60)]
+    assert changes[0].itl_s == pytest.approx(0.0241)
+    assert changes[0].target_s == pytest.approx(TARGET_S)
+
+
+def test_at_the_upper_edge_of_the_band_it_stays() -> None:
+    assert a_limit().run(STEPS_A_DECISION, 1.199 * TARGET_S) == []
+
+
+def test_below_the_band_it_grows_by_four_when_it_binds() -> None:
+    steps = a_limit(64)
+    steps.limit.limit = 32
+    assert [one.after for one in steps.run(STEPS_A_DECISION, 0.69 * TARGET_S)] == [36]
+
+
+def test_at_the_lower_edge_of_the_band_it_stays() -> None:
+    steps = a_limit(64)
+    steps.limit.limit = 32
+    assert steps.run(STEPS_A_DECISION, 0.701 * TARGET_S) == []
+
+
+def test_it_does_not_grow_while_it_holds_nobody_back() -> None:
+    steps = a_limit(64)
+    steps.limit.limit = 32
+    assert steps.run(3 * STEPS_A_DECISION, 0.001, binding=False) == []
+
+
+def test_it_shrinks_even_when_it_holds_nobody_back() -> None:
+    assert len(a_limit().run(STEPS_A_DECISION, 0.1, binding=False)) == 1
+
+
+def test_binding_in_half_of_the_samples_is_enough_to_grow() -> None:
+    steps = a_limit(64)
+    steps.limit.limit = 32
+    steps.run(STEPS_A_DECISION // 2, 0.001, binding=False)
+    assert len(steps.run(STEPS_A_DECISION // 2, 0.001, binding=True)) == 1
+
+
+def test_the_history_is_cleared_after_each_change() -> None:
+    steps = a_limit()
+    assert len(steps.run(STEPS_A_DECISION, 0.1)) == 1
+    assert steps.run(STEPS_A_DECISION - 1, 0.1) == []
+    assert len(steps.run(1, 0.1)) == 1
+
+
+def test_it_never_leaves_its_range() -> None:
+    steps = a_limit(64, min_slots=60)
+    steps.run(20 * STEPS_A_DECISION, 0.1)
+    assert steps.limit.limit == 60
+    steps.run(20 * STEPS_A_DECISION, 0.001)
+    assert steps.limit.limit == 64
+
+
+def test_the_policys_own_target_counts_before_the_objective() -> None:
+    changes = a_limit(itl_target_s=0.005).run(STEPS_A_DECISION, 0.0061)
+    assert [one.target_s for one in changes] == [0.005]
+
+
+def test_without_any_target_nothing_is_decided() -> None:
+    assert a_limit().run(5 * STEPS_A_DECISION, 9.0, tpot_s=None) == []
+
+
+def test_a_window_that_nobody_decoded_through_is_no_sample() -> None:
+    assert a_limit().run(2 * STEPS_A_DECISION, 0.1, together=9) == []
+
+
+def test_a_restarted_window_forgets_the_idle_time() -> None:
+    steps = a_limit()
+    steps.limit.restart_window()
+    steps.at += 100.0
+    steps.run(11, 0.02)
+    assert steps.limit.itl_s == pytest.approx(0.02)
+
+
+def test_one_long_prefill_step_does_not_move_it() -> None:
+    """One step of 200 ms in 200 of 18 ms: the mean is 18.9 ms, inside the band around 20 ms."""
+    steps = a_limit()
+    changes = steps.run(100, 0.018) + steps.run(1, 0.2) + steps.run(99, 0.018)
+    assert changes == []
+
+
+def test_new_rules_move_a_limit_outside_them_to_their_edge() -> None:
+    steps = a_limit(64)
+    steps.limit.set_rules(Rules(max_slots=10))
+    assert steps.limit.limit == 10
+    steps.limit.set_rules(Rules(min_slots=20))
+    assert steps.limit.limit == 20
+
+
+def test_a_minimum_above_the_slots_is_the_slots() -> None:
+    assert BatchLimit(Rules(min_slots=8), 4).limit == 4
+
+
+def test_out_of_memory_takes_a_quarter_of_what_ran_below_the_minimum_if_need_be() -> None:
+    steps = a_limit(64, min_slots=8)
+    assert steps.limit.out_of_memory(8).after == 6
+    assert steps.limit.out_of_memory(1).after == 1
+
+
+def test_below_the_minimum_it_does_not_jump_up_when_latency_is_high() -> None:
+    steps = a_limit(64, min_slots=8)
+    steps.limit.out_of_memory(4)
+    steps.run(STEPS_A_DECISION, 0.1)
+    assert steps.limit.limit == 3
+
+
+def test_constant_load_settles_without_swinging() -> None:
+    """ITL 1 ms + 0.5 ms a row, target 20 ms: every limit from 26 to 46 is inside the band."""
+    steps = a_limit(64)
+    limits = []
+    for _ in range(40):
+        steps.run(STEPS_A_DECISION, 0.001 + 0.0005 * steps.limit.limit)
+        limits.append(steps.limit.limit)
+    settled = limits[20:]
+    assert max(settled) - min(settled) == 0
+    assert 26 <= settled[0] <= 46
+
+
+def test_it_recovers_after_a_burst() -> None:
+    steps = a_limit(64)
+    steps.run(10 * STEPS_A_DECISION, 0.05)
+    assert steps.limit.limit == 24
+    steps.run(10 * STEPS_A_DECISION, 0.01)
+    assert steps.limit.limit == 64
