@@ -37,8 +37,8 @@ export async function firstModel(key: string): Promise<string> {
   return first.id;
 }
 
-/** Streams one answer; every chunk is handed on as it comes. Rejects with `ApiError`, or `AbortError` when stopped. */
-export async function chat(key: string, body: ChatBody, onChunk: (chunk: Chunk) => void, signal: AbortSignal): Promise<void> {
+/** Streams one answer; its id, then every chunk is handed on as it comes. Rejects with `ApiError`, or `AbortError` when stopped. */
+export async function chat(key: string, body: ChatBody, take: { id: (id: string) => void; chunk: (chunk: Chunk) => void }, signal: AbortSignal): Promise<void> {
   const response = await fetch('/v1/chat/completions', {
     method: 'POST',
     headers: { Authorization: `Bearer ${key}`, 'Content-Type': 'application/json' },
@@ -46,6 +46,8 @@ export async function chat(key: string, body: ChatBody, onChunk: (chunk: Chunk) 
     signal,
   });
   if (!response.ok || response.body === null) throw await gatewayError(response);
+  const id = response.headers.get('x-request-id');
+  if (id !== null) take.id(id);
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   const events = new EventReader();
   for (;;) {
@@ -53,7 +55,7 @@ export async function chat(key: string, body: ChatBody, onChunk: (chunk: Chunk) 
     if (done) throw new ApiError(0, 'cut_off', 'The stream ended before the answer did. What arrived is shown.', true);
     for (const data of events.push(value)) {
       if (data === '[DONE]') return;
-      onChunk(checked(JSON.parse(data) as Chunk & { error?: GatewayError }));
+      take.chunk(checked(JSON.parse(data) as Chunk & { error?: GatewayError }));
     }
   }
 }

@@ -1,7 +1,9 @@
+import type { ReactNode } from 'react';
+
 /** A row of choices of which exactly one holds. */
 export function Segments<T extends string>(props: {
   label: string;
-  choices: readonly (readonly [T, string])[];
+  choices: readonly (readonly [T, ReactNode])[];
   value: T;
   onChange: (value: T) => void;
   className?: string;

@@ -37,7 +37,10 @@ export function useTick(everyMs: number): number {
   return now;
 }
 
-/** Now on the server's clock, in seconds since the epoch. Falls back to this machine's clock before any message. */
-export function serverNow(state: LiveState, monotonic: number = monotonicS()): number {
-  return state.clockOffsetS === null ? Date.now() / 1000 : monotonic + state.clockOffsetS;
+/**
+ * Now on the server's clock, in seconds since the epoch; this machine's clock before any message. A message is newer
+ * than the last tick: without it, fresh numbers would seem to come from the future.
+ */
+export function serverNow(state: LiveState, tick: number): number {
+  return state.clockOffsetS === null ? Date.now() / 1000 : Math.max(tick, state.receivedAt) + state.clockOffsetS;
 }

@@ -11,6 +11,8 @@ export interface LiveState {
   points: readonly Point[];
   /** The server's clock minus this browser's monotonic clock, both in seconds; null before the first message. */
   clockOffsetS: number | null;
+  /** When the last message came, on the browser's monotonic clock. */
+  receivedAt: number;
   /** The server refused the session: only signing in again helps. */
   refused: boolean;
 }
@@ -21,6 +23,7 @@ export const INITIAL: LiveState = {
   snapshot: null,
   points: [],
   clockOffsetS: null,
+  receivedAt: 0,
   refused: false,
 };
 
@@ -28,7 +31,8 @@ export const INITIAL: LiveState = {
 export const MAX_HISTORY_S = 6 * 3600 + 60;
 
 /** Take one message. `receivedAt` is the browser's monotonic clock in seconds. */
-export function receive(state: LiveState, message: LiveMessage, receivedAt: number): LiveState {
+export function receive(known: LiveState, message: LiveMessage, receivedAt: number): LiveState {
+  const state = { ...known, receivedAt };
   switch (message.type) {
     case 'hello':
       return { ...state, hello: message, clockOffsetS: message.server_time - receivedAt };

@@ -47,7 +47,7 @@ export function Workers({ snapshot, points }: { snapshot: LiveSnapshot; points: 
               Memory<span className="hide-m">{total === null ? '' : ` of ${bytes(total)}`}</span>
             </th>
             <th className="r">Power</th>
-            <th className="r">
+            <th className="r hide-m">
               <Term name="joule">J / 1k</Term>
             </th>
             <th className="r">Seen</th>
@@ -71,7 +71,7 @@ function WorkerRow({ worker, snapshot, points }: { worker: WorkerLive; snapshot:
   return (
     <tr className={worker.state === 'live' ? '' : 'gone'}>
       <td>
-        <b className="id">{worker.id}</b> <span className="k">{deviceName(device.name)}</span>
+        <b className="id">{worker.id}</b> <span className="k hide-m">{deviceName(device.name)}</span>
       </td>
       <td data-label="Policy">
         v{worker.policy_version}
@@ -101,7 +101,7 @@ function WorkerRow({ worker, snapshot, points }: { worker: WorkerLive; snapshot:
       <td className="r" data-label="Power">
         {device.power_w === null ? <Unknown /> : `${watts(device.power_w)}${estimated(worker)}`}
       </td>
-      <td className="r" data-label="J / 1k">
+      <td className="r hide-m" data-label="J / 1k">
         {device.joules_per_1k_tokens === null ? <Unknown /> : `${significant(device.joules_per_1k_tokens)}${estimated(worker)}`}
       </td>
       <td className="r" data-label="Seen">

@@ -4,7 +4,7 @@ import { NumberInput, Textarea } from '@mantine/core';
 import type { KeyboardEvent } from 'react';
 import { useEffect, useMemo, useRef, useState } from 'react';
 import type { ChatBody } from '../../api/playground';
-import { Glyph } from '../../components/ClassName';
+import { ClassName } from '../../components/ClassName';
 import { Icon } from '../../components/Icon';
 import { Panel } from '../../components/Panel';
 import { Segments } from '../../components/Segments';
@@ -113,11 +113,14 @@ function Prompt({ value, onChange, onSend }: { value: string; onChange: (value: 
 
 function ClassChoice({ classes, value, onChange }: { classes: readonly string[]; value: string; onChange: (value: string) => void }) {
   const { snapshot } = useLive();
-  const color = snapshot?.classes.find((one) => one.id === value)?.color;
+  const words = (id: string): React.ReactNode => {
+    const color = snapshot?.classes.find((one) => one.id === id)?.color;
+    return color === undefined ? id : <ClassName id={id} color={color} light />;
+  };
   return (
     <div className="choice">
-      <span className="lab">{color === undefined ? null : <Glyph color={color} />} Class</span>
-      <Segments label="Class" choices={classes.map((one) => [one, one] as const)} value={value} onChange={onChange} />
+      <span className="lab">Class</span>
+      <Segments label="Class" choices={classes.map((id) => [id, words(id)] as const)} value={value} onChange={onChange} />
     </div>
   );
 }

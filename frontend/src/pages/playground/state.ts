@@ -76,7 +76,18 @@ export function useChat(): Chat {
     setProblem(null);
     setIsStopped(false);
     setIsRunning(true);
-    chat(key, body, (chunk) => setAnswer((known) => (known === null ? known : extended(known, chunk, monotonicS()))), controller.signal)
+    chat(
+      key,
+      body,
+      {
+        id: (requestId) => setAnswer((known) => (known === null ? known : { ...known, requestId })),
+        chunk: (chunk) => {
+          const at = monotonicS();
+          setAnswer((known) => (known === null ? known : extended(known, chunk, at)));
+        },
+      },
+      controller.signal,
+    )
       .catch((error: unknown) => {
         if (controller.signal.aborted) setIsStopped(true);
         else setProblem(problemOf(error));

@@ -103,7 +103,8 @@ function changeLabel(change: Change, names: Names): string {
 function fieldWords(path: string, field: Field | undefined): string {
   const [section = '', ...rest] = path.split('.');
   const title = lowered((field?.title ?? path).replace(/^…/, ''));
-  return rest.length === 0 || section === 'slo' ? title : `${section.replaceAll('_', ' ')}: ${title}`;
+  const isWhole = section === 'slo' || (section === 'preemption' && field?.title.startsWith('…') === false);
+  return rest.length === 0 || isWhole ? title : `${section.replaceAll('_', ' ')}: ${title}`;
 }
 
 /** Lower case for a sentence, but not for TTFT and its like. */

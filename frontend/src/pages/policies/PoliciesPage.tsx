@@ -12,7 +12,7 @@ import type { Failure } from '../../lib/panelState';
 import type { Field, Schema } from '../../lib/schema';
 import { classFields, sharedSections } from '../../lib/schema';
 import { dayAndTime, parseInstant } from '../../lib/time';
-import { serverNow, useLive } from '../../live/context';
+import { serverNow, useLive, useTick } from '../../live/context';
 import { usePlace } from '../../router';
 import type { Names } from './Changes';
 import { Changes } from './Changes';
@@ -75,6 +75,7 @@ function Editing({ initial, session }: { initial: Loaded; session: Session }) {
   const [published, setPublished] = useState<Published | null>(null);
   const history = useHistory(initial);
   const live = useLive();
+  const tick = useTick(10_000);
   const perClass = useMemo(() => classFields(initial.schema), [initial.schema]);
   const sections = useMemo(() => sharedSections(initial.schema), [initial.schema]);
   const shared = useMemo(() => sections.flatMap((section) => section.fields), [sections]);
@@ -130,7 +131,7 @@ function Editing({ initial, session }: { initial: Loaded; session: Session }) {
           versions={history.versions}
           active={base}
           names={names}
-          now={serverNow(live)}
+          now={serverNow(live, tick)}
           onMore={history.more}
           onRolledBack={(version, made) => {
             setPublished({ ...made });
