@@ -7,7 +7,6 @@ the request's row. Answers are built as usual, and their completion records writ
 from __future__ import annotations
 
 import logging
-from array import array
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +17,7 @@ from scheduler_worker.protocol.messages import Header, Payload, ProtocolError, d
 
 from .answer import Answer, AnswerRules
 from .live import LiveRequest
+from .token_bytes import unpack
 from .tokenizer import TextModel
 
 logger = logging.getLogger(__name__)
@@ -45,25 +45,22 @@ async def rebuild(
         return []
     payloads: list[Any] = await client.mget([keys.PAYLOAD.of(pool, one) for one in ids])
     tokens: list[Any] = await client.mget([keys.TOKENS.of(pool, one) for one in ids])
-    rules = [_rules(parameters.get(one, {}), data) for one, data in zip(ids, payloads, strict=True)]
+    stored = [decode(Payload, data) if data is not None else None for data in payloads]
     return [
-        _adopt(header, Answer(model.vocabulary, rule, model.eos_ids), published)
-        for header, rule, published in zip(headers, rules, tokens, strict=True)
+        _adopt(header, payload, _rules(parameters.get(header.request_id, {}), payload), published, model)
+        for header, payload, published in zip(headers, stored, tokens, strict=True)
     ]
 
 
-def unpack(published: bytes | None) -> array[int]:
-    """Token ids of a `keys.TOKENS` value."""
-    data = published or b""
-    return array("I", [int.from_bytes(data[at : at + 4], "little") for at in range(0, len(data), 4)])
-
-
-def _adopt(header: Header, answer: Answer, published: bytes | None) -> LiveRequest:
+def _adopt(
+    header: Header, payload: Payload | None, rules: AnswerRules, published: bytes | None, model: TextModel
+) -> LiveRequest:
+    answer = Answer(model.vocabulary, rules, model.eos_ids)
     answer.fill(unpack(published))
-    return LiveRequest(header=header, answer=answer, gateway=header.gateway, is_adopted=True)
+    return LiveRequest(header=header, answer=answer, gateway=header.gateway, payload=payload, is_adopted=True)
 
 
-def _rules(parameters: Mapping[str, Any], payload: bytes | None) -> AnswerRules:
+def _rules(parameters: Mapping[str, Any], payload: Payload | None) -> AnswerRules:
     stop = parameters.get("stop") or ()
-    min_tokens = decode(Payload, payload).sampling.min_tokens if payload is not None else 0
+    min_tokens = payload.sampling.min_tokens if payload is not None else 0
     return AnswerRules(stop=(stop,) if isinstance(stop, str) else tuple(stop), min_tokens=min_tokens)

@@ -6,6 +6,7 @@ so that the caller can fetch what is missing. Stop strings cut the text; tokens 
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -61,7 +62,7 @@ class Answer:
         self._decoded = 0
         self._unread: list[str] = []
         self.attempt = 0
-        self.num_received = 0
+        self.received = array("I")
         self.num_output_tokens = 0
         self.parts: list[str] = []
         self.length = 0
@@ -70,6 +71,11 @@ class Answer:
         self.stopped_by_string = False
         self.closed = False
         self.timings: Timings | None = None
+
+    @property
+    def num_received(self) -> int:
+        """Tokens that the worker published, those after a stop string too."""
+        return len(self.received)
 
     @property
     def text(self) -> str:
@@ -118,7 +124,7 @@ class Answer:
         return text, entries
 
     def _push(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs], finish: str) -> None:
-        self.num_received += len(tokens)
+        self.received.extend(tokens)
         if self.ended:
             return
         for index, token_id in enumerate(tokens):

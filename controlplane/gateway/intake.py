@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from array import array
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,6 +15,7 @@ from scheduler_worker.protocol.messages import SamplingParams
 from .chat_template import TemplateRefused
 from .errors import BadRequest
 from .schema import Asked
+from .token_bytes import pack
 from .tokenizer import TextModel
 
 LONG_TEXT: Final = 4_000  # characters; tokenizing more would hold up the other streams
@@ -38,11 +38,8 @@ class Sized:
         return self.sampling.max_tokens
 
     def packed(self) -> bytes:
-        """The prompt as little-endian uint32."""
-        ids = array("I", self.token_ids)
-        if ids.itemsize != 4 or array("H", [1]).tobytes() != b"\x01\x00":
-            return b"".join(token_id.to_bytes(4, "little") for token_id in self.token_ids)
-        return ids.tobytes()
+        """The prompt as it is stored."""
+        return pack(self.token_ids)
 
     def hashes(self, block_size: int | None) -> tuple[int, ...]:
         """The prompt's block hashes, where a worker said how large its blocks are."""

@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 
 from scheduler_worker.core.policy import ClassPolicy
-from scheduler_worker.protocol.messages import CompletionRecord, Header, LatencySample, Timings
+from scheduler_worker.protocol.messages import CompletionRecord, Header, LatencySample, Payload, Timings
 
 from .answer import CANCELLED, FAILED, Answer
 from .clock import RedisClock
@@ -26,6 +26,7 @@ class LiveRequest:
     header: Header
     answer: Answer
     gateway: str
+    payload: Payload | None = None
     is_stream: bool = False
     is_adopted: bool = False
     rules: ClassPolicy | None = None

@@ -13,15 +13,15 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
+import msgspec
 import redis.asyncio
 from redis.exceptions import RedisError
 
 from controlplane.common.redis import run
 from scheduler_worker.protocol import keys, scripts
-from scheduler_worker.protocol.messages import Frame, FrameRow, Requeued
+from scheduler_worker.protocol.messages import Frame, FrameRow, Payload, Requeued
 from scheduler_worker.protocol.scripts import CancelOutcome
 
-from .adoption import unpack
 from .answer import CANCELLED, FAILED, Taken
 from .clock import RedisClock
 from .completions import Completions
@@ -30,6 +30,7 @@ from .live import LiveRequest
 from .outputs import OutputReader
 from .tasks import Tasks
 from .telemetry import Telemetry
+from .token_bytes import pack, unpack
 
 logger = logging.getLogger(__name__)
 LOST: Final = "The request was lost: neither the queue nor a worker knows it any more."
@@ -249,8 +250,8 @@ class Requests:
             self.finish(live)
             await self.cancel(live.request_id)
 
-    async def end_lost(self) -> None:
-        """A request that neither waits nor is claimed gets no more rows: end it rather than let it hang."""
+    async def look_for_lost(self) -> None:
+        """A request that neither waits nor is claimed gets no more rows: queue it again, or end it."""
         long_ago = time.perf_counter() - LOST_AFTER_S
         open_ones = [live for live in self._live.values() if not live.answer.closed]
         quiet = [live for live in open_ones if live.changed_reading < long_ago]
@@ -260,14 +261,34 @@ class Requests:
             for live in quiet:
                 pipe.hexists(keys.HEADERS.of(self._pool), live.request_id)
                 pipe.hexists(keys.CLAIMS.of(self._pool), live.request_id)
+                pipe.exists(keys.PAYLOAD.of(self._pool, live.request_id))
             known = await pipe.execute()
         for index, live in enumerate(quiet):
-            self._looked(live, is_known=bool(known[2 * index] or known[2 * index + 1]))
+            waits, is_claimed, has_payload = known[3 * index : 3 * index + 3]
+            await self._looked(live, is_known=bool(waits or is_claimed), has_payload=bool(has_payload))
 
-    def _looked(self, live: LiveRequest, is_known: bool) -> None:
+    async def _looked(self, live: LiveRequest, is_known: bool, has_payload: bool) -> None:
         live.num_missed_looks = 0 if is_known else live.num_missed_looks + 1
-        if live.num_missed_looks >= MAX_MISSED_LOOKS:
-            was_ended = live.answer.ended
-            live.answer.end(FAILED, LOST)
-            live.answer.closed = True
-            self._after_row(live, was_ended)
+        if live.num_missed_looks < MAX_MISSED_LOOKS:
+            return
+        if live.payload is not None and not has_payload and not live.answer.ended:
+            await self._queue_again(live, live.payload)
+            return
+        was_ended = live.answer.ended
+        live.answer.end(FAILED, LOST)
+        live.answer.closed = True
+        self._after_row(live, was_ended)
+
+    async def _queue_again(self, live: LiveRequest, payload: Payload) -> None:
+        """Redis lost its memory: this gateway knows enough to go on after the last token that came."""
+        logger.warning("request %s was lost by the queue and is queued again", live.request_id)
+        answer = live.answer
+        answer.requeued(answer.attempt + 1)
+        header = msgspec.structs.replace(
+            live.header, attempt=answer.attempt, num_generated_tokens=answer.num_received
+        )
+        await self._client.set(
+            keys.TOKENS.of(self._pool, live.request_id), pack(answer.received), ex=keys.PAYLOAD_TTL_S
+        )
+        await run(self._client, scripts.enqueue(self._pool, header, payload))
+        live.num_missed_looks, live.changed_reading = 0, time.perf_counter()

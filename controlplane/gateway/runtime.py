@@ -43,6 +43,7 @@ from .requests import Progress, Requests
 from .schema import Asked, read_chat, read_completion
 from .tasks import Tasks, every
 from .telemetry import Telemetry
+from .token_bytes import unpack
 from .tokenizer import TextModel
 from .upkeep import TICK_S, Upkeep
 
@@ -238,8 +239,9 @@ class GatewayRuntime:
         request_id = str(uuid.uuid4())
         cost = await self.admission.admit(key, policy, rules, request_id, sized)
         header = self._header(request_id, key, rules, sized, headers_reading, cost)
-        live = self._new_live(header, asked, sized, rules, headers_reading, has_client)
-        await self._commit(live, self._row(live, asked, sized, key, endpoint))
+        payload = Payload(request_id=request_id, token_ids=sized.packed(), sampling=sized.sampling)
+        live = self._new_live(header, payload, asked, rules, headers_reading, has_client)
+        await self._commit(live, self._row(live, payload, asked, key, endpoint))
         return live
 
     def _check_model(self, asked: Asked) -> None:
@@ -267,18 +269,25 @@ class GatewayRuntime:
         )
 
     def _new_live(
-        self, header: Header, asked: Asked, sized: Sized, rules: ClassPolicy, reading: float, has_client: bool
+        self,
+        header: Header,
+        payload: Payload,
+        asked: Asked,
+        rules: ClassPolicy,
+        reading: float,
+        has_client: bool,
     ) -> LiveRequest:
         answer_rules = AnswerRules(
             stop=asked.stop,
             min_tokens=asked.sampling.min_tokens,
             wants_logprobs=asked.sampling.logprobs is not None,
-            prompt_tail=() if asked.is_chat else tuple(sized.token_ids[-8:]),
+            prompt_tail=() if asked.is_chat else tuple(unpack(payload.token_ids[-32:])),
         )
         live = LiveRequest(
             header=header,
             answer=Answer(self.model.vocabulary, answer_rules, self.model.eos_ids),
-            gateway=self.gateway,
+            gateway=header.gateway,
+            payload=payload,
             is_stream=asked.stream and has_client,
             rules=rules,
             headers_reading=reading,
@@ -288,9 +297,8 @@ class GatewayRuntime:
         return live
 
     def _row(
-        self, live: LiveRequest, asked: Asked, sized: Sized, key: KeyInfo, endpoint: str
+        self, live: LiveRequest, payload: Payload, asked: Asked, key: KeyInfo, endpoint: str
     ) -> AcceptedRequest:
-        payload = Payload(request_id=live.request_id, token_ids=sized.packed(), sampling=sized.sampling)
         return AcceptedRequest(
             header=live.header,
             payload=payload,

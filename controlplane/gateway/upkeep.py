@@ -63,7 +63,7 @@ class Upkeep:
             await run(self._client, scripts.requeue_expired(self._pool))
             await self._adopt()
             await self._requests.trim(in_use={self.gateway, *self._adopted}, ours={self.gateway})
-            await self._requests.end_lost()
+            await self._requests.look_for_lost()
         except RedisError as error:
             logger.error("the gateway's upkeep failed: %s", error)
 

@@ -249,7 +249,20 @@ def test_rows_that_went_missing_are_filled_from_the_published_tokens(
     assert call.result().choices[0].message.content == ANSWER
 
 
-def test_a_request_that_redis_lost_ends_with_an_error(
+def test_a_stream_goes_on_after_redis_lost_its_memory(
+    client: openai.OpenAI, worker: ScriptedWorker, valkey: redis.Redis
+) -> None:
+    worker.step_s = 0.02
+    stream = iter(ask(client, stream=True))
+    parts = [next(stream).choices[0].delta.content or "" for _ in range(5)]
+    worker.gate.clear()
+    valkey.flushall()
+    worker.gate.set()
+    parts += [chunk.choices[0].delta.content or "" for chunk in stream]
+    assert "".join(parts) == ANSWER
+
+
+def test_a_request_whose_end_went_missing_is_ended_with_an_error(
     client: openai.OpenAI, worker: ScriptedWorker, valkey: redis.Redis
 ) -> None:
     worker.claims = False

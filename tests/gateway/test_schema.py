@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import typing
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -188,3 +189,11 @@ def test_a_prompt_may_be_token_ids(prompt: Any) -> None:
 
 def test_the_recorded_parameters_are_the_body_without_its_prompt() -> None:
     assert chat(temperature=0.5, user="ann").parameters == {"model": "m", "temperature": 0.5, "user": "ann"}
+
+
+@pytest.mark.parametrize(
+    "name", sorted({*ChatBody.__struct_fields__, *CompletionBody.__struct_fields__}), ids=str
+)
+def test_every_parameter_is_in_the_documentation(name: str) -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "openai-api.md"
+    assert f"`{name}`" in page.read_text(encoding="utf-8") or f"`{name}." in page.read_text(encoding="utf-8")
