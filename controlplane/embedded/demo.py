@@ -198,7 +198,7 @@ def control_plane(port: int, data_dir: Path) -> list[Program]:
     return [
         Program("web", (PYTHON, "-m", "uvicorn", *web, "--timeout-graceful-shutdown", "2")),
         Program(
-            "celery", (*celery, "worker", "--loglevel", "info", "--pool", "threads", "--concurrency", "4")
+            "celery", (*celery, "worker", "--loglevel", "warning", "--pool", "threads", "--concurrency", "4")
         ),
         Program("beat", (*celery, "beat", "--loglevel", "warning", "--schedule", schedule)),
     ]

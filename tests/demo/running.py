@@ -32,6 +32,14 @@ class RunningDemo:
         """demo.json."""
         return dict(json.loads((self.data_dir / "demo.json").read_text()))
 
+    def logs(self, num_lines: int = 40) -> str:
+        """The end of each process's log."""
+        paths = sorted((self.data_dir / "logs").glob("*.log"))
+        tails = [path.read_text(errors="replace").splitlines()[-num_lines:] for path in paths]
+        return "\n".join(
+            f"--- {path.name}\n" + "\n".join(tail) for path, tail in zip(paths, tails, strict=True)
+        )
+
     def family(self) -> list[psutil.Process]:
         """The demo and everything below it."""
         return [self.process, *self.process.children(recursive=True)]
@@ -103,7 +111,8 @@ def stream_text(info: dict[str, Any], class_id: str, question: str) -> str:
     headers = {"Authorization": f"Bearer {info['api_keys'][class_id]}"}
     url = f"{info['url']}/v1/chat/completions"
     with httpx.stream("POST", url, json=body, headers=headers, timeout=60) as response:
-        lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
-    assert lines[-1] == "[DONE]", lines
+        received = list(response.iter_lines())
+    lines = [line.removeprefix("data: ") for line in received if line.startswith("data: ")]  # not comments
+    assert lines[-1:] == ["[DONE]"], received
     choices = [choice for line in lines[:-1] for choice in json.loads(line)["choices"]]
     return "".join(choice["delta"].get("content") or "" for choice in choices)

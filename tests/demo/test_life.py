@@ -48,6 +48,7 @@ def demo(data_dir: Path, demo_model_dir: Path) -> Iterator[RunningDemo]:
     running = start_demo(data_dir, demo_model_dir, "--no-load")
     yield running
     running.end(signal.SIGTERM)
+    print(running.logs())  # shown by pytest when the test failed
 
 
 def test_it_streams_a_real_answer_and_is_ready(demo: RunningDemo) -> None:
