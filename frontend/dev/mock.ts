@@ -6,7 +6,7 @@ import type { IncomingMessage, ServerResponse } from 'node:http';
 import { readFileSync } from 'node:fs';
 import { fileURLToPath } from 'node:url';
 import type { Duplex } from 'node:stream';
-import type { Plugin } from 'vite';
+import type { Connect, Plugin } from 'vite';
 import type { Document } from '../src/lib/document';
 import { history, setScenario, snapshot } from './scenario.ts';
 
@@ -31,17 +31,25 @@ let signedIn = true;
 export function mockBackend(): Plugin {
   return {
     name: 'tidegate-mock-backend',
-    configureServer(server) {
-      server.middlewares.use((request, response, next) => {
-        void answer(request, response).then((handled) => {
-          if (!handled) next();
-        });
-      });
-      server.httpServer?.on('upgrade', (request: IncomingMessage, socket: Duplex) => {
-        if (request.url === '/ws/live/') speak(request, socket);
-      });
-    },
+    configureServer: serve,
+    configurePreviewServer: serve,
   };
+}
+
+interface Server {
+  middlewares: Connect.Server;
+  httpServer: { on: (event: 'upgrade', listener: (request: IncomingMessage, socket: Duplex) => void) => unknown } | null;
+}
+
+function serve(server: Server): void {
+  server.middlewares.use((request, response, next) => {
+    void answer(request, response).then((handled) => {
+      if (!handled) next();
+    });
+  });
+  server.httpServer?.on('upgrade', (request, socket) => {
+    if (request.url === '/ws/live/') speak(request, socket);
+  });
 }
 
 async function answer(request: IncomingMessage, response: ServerResponse): Promise<boolean> {

@@ -33,7 +33,6 @@ const LABELS: Record<string, string> = {
   wait_factor: '× bound',
   itl_window_steps: 'steps',
   num_samples: 'samples',
-  queue_limit: 'requests',
 };
 
 /** The unit of a field. Durations below a second are shown in ms; `reference` decides, so that typing never flips it. */

@@ -2,7 +2,7 @@ import type { ChatBody } from '../../api/playground';
 
 /** The same request for a terminal. The key stays a variable: a page that shows keys gets photographed. */
 export function curlSnippet(origin: string, body: ChatBody): string {
-  const json = JSON.stringify(body, null, 2).replaceAll("'", "'\\''");
+  const json = JSON.stringify({ ...body, stream_options: undefined }, null, 2).replaceAll("'", "'\\''");
   return `curl -N ${origin}/v1/chat/completions \\
   -H "Authorization: Bearer $TIDEGATE_KEY" \\
   -H "Content-Type: application/json" \\

@@ -2,7 +2,7 @@
 
 import type { CSSProperties } from 'react';
 import { useState } from 'react';
-import { Glyph, NUM_COLORS } from '../../components/ClassName';
+import { Glyph } from '../../components/ClassName';
 import { Icon } from '../../components/Icon';
 import { Term } from '../../components/Term';
 import type { TermName } from '../../components/terms';
@@ -41,7 +41,7 @@ export function ClassForm({ editor, fields, colorOf }: Props) {
           <div className="fh" />
           {draft.classes.map((one, index) => (
             <div className="fh" key={index}>
-              <Glyph color={isNew(one) ? (draft.classes.length - 1) % NUM_COLORS : colorOf(one.id)} />
+              <Glyph color={colorOf(one.id)} />
               {isNew(one) && idField !== undefined ? (
                 <ClassId editor={editor} index={index} field={idField} />
               ) : (

@@ -179,7 +179,8 @@ function useNames(perClass: readonly Field[], shared: readonly Field[], base: Po
     const order = [...base.document.classes.map((one) => one.id)];
     return {
       fieldOf: (classId, path) => (classId === null ? shared : perClass).find((field) => field.path === path),
-      colorOf: (classId) => Number(known.get(classId) ?? Math.max(0, order.indexOf(classId))) % NUM_COLORS,
+      // The server assigns colours for life; until it has seen a class, the next free one stands in.
+      colorOf: (classId) => Number(known.get(classId) ?? (order.includes(classId) ? order.indexOf(classId) : order.length)) % NUM_COLORS,
     };
   }, [perClass, shared, base, colors]);
 }
