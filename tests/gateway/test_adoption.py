@@ -17,10 +17,21 @@ import pytest
 import redis
 from django.db import connection
 
+from controlplane.gateway import runtime
 from controlplane.inference.models import InferenceRequest
 from scheduler_worker.core.policy import Policy
 from scheduler_worker.protocol import keys
-from tests.gateway.conftest import ANSWER, MODEL_NAME, POOL, ROOT, Gateway, Tenant, free_port, wait_until
+from tests.gateway.conftest import (
+    ANSWER,
+    MODEL_NAME,
+    POOL,
+    ROOT,
+    Gateway,
+    Tenant,
+    free_port,
+    start_gateway,
+    wait_until,
+)
 from tests.gateway.scripted_worker import ScriptedWorker
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -152,6 +163,29 @@ def test_a_lease_runs_out_by_itself_and_the_dead_gateways_keys_go(
     wait_until(lambda: not valkey.exists(*left), timeout_s=20, what="the clearing")
     assert ended_row().output == ANSWER
     assert valkey.zscore(keys.GATEWAY_LEASES.of(POOL), name) is None
+
+
+def test_a_stop_that_cannot_wait_hands_open_requests_to_another_gateway(
+    worker: ScriptedWorker,
+    gateway: Gateway,
+    client: openai.OpenAI,
+    tiny_model_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(runtime, "DRAIN_S", 0.2)
+    gateway.server.config.timeout_graceful_shutdown = 1
+    worker.step_s = 0.1
+    stream = iter(client.chat.completions.create(model=MODEL_NAME, messages=HELLO, stream=True))
+    next(stream)
+    worker.gate.clear()
+    gateway.stop()
+    worker.gate.set()
+    second = start_gateway(tiny_model_dir)
+    try:
+        row = ended_row()
+    finally:
+        second.stop()
+    assert (row.state, row.output, worker.cancelled) == ("succeeded", ANSWER, [])
 
 
 def open_stream(victim: Victim) -> None:
