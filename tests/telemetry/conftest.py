@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import pytest
-from asgiref.sync import sync_to_async
+from channels.db import database_sync_to_async
 from channels.layers import channel_layers
 from django.contrib.auth.models import User
 from django.test import Client
@@ -80,4 +80,4 @@ def connect(client: Client) -> Connect:
 
 async def in_thread(function: Callable[[], Any]) -> Any:
     """Run Django's synchronous code from a test's loop."""
-    return await sync_to_async(function)()
+    return await database_sync_to_async(function)()
