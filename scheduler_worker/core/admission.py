@@ -162,7 +162,7 @@ def decide(
         most_s, reason = rules.slo.ttft_s * policy.admission.wait_factor - prefill_s, Reason.PREDICTED_TTFT
     if wait_s <= max(most_s, 0.0):
         return Admitted(wait_s, wait_s + prefill_s)
-    numbers = {"wait_s": wait_s, "bound_s": most_s, "num_waiting": demand.num_waiting, "prefill_s": prefill_s}
+    numbers = {"predicted_s": wait_s, "bound_s": most_s, "num_waiting": demand.num_waiting, "prefill_s": prefill_s}
     return Refused(reason, wait_s - max(most_s, 0.0), numbers)
 
 

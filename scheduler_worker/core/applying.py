@@ -121,6 +121,8 @@ class Applying:
             state.output_lengths(sequence.class_id).observe(finished.num_generated_tokens)
         self._finished.append(finished)
         numbers: dict[str, float | int | str] = {"num_tokens": finished.num_generated_tokens}
+        if error is not None:
+            numbers["error"] = error
         self._event(EventKind.FINISHED, BECAUSE[reason], sequence, numbers)
 
     def _learn(self) -> None:

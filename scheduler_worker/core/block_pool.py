@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, islice
 
 
 class BlockPool:
@@ -102,8 +103,7 @@ class BlockPool:
 
     def available(self) -> Iterator[int]:
         """Available blocks, the first to give up first."""
-        yield from self._empty
-        yield from self._cached
+        return chain(self._empty, self._cached)
 
     def check_integrity(self, held: Iterable[Sequence[int]]) -> None:
         """Raise AssertionError unless free + used == total and the holders are exactly the tables of `held`."""
@@ -152,8 +152,11 @@ class BlockDraft:
 
     def take(self, num_blocks: int) -> tuple[int, ...]:
         """The next blocks; the caller has checked `num_available`."""
-        taken = tuple(self._next() for _ in range(num_blocks))
         self.num_available -= num_blocks
+        if self._reused or self._given_back:
+            return tuple([self._next() for _ in range(num_blocks)])
+        taken = tuple(islice(self._source, num_blocks))
+        self._overwritten.update(taken)
         return taken
 
     def take_hits(self, hits: Iterable[int]) -> None:

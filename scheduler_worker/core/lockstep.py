@@ -124,9 +124,11 @@ class Lockstep:
 
     def num_generated(self, sequence: Sequence) -> int:
         """Output tokens that are known: booked less those in flight."""
-        if sequence in self:
-            return self.num_sampled(sequence) - len(self._pending(sequence))
-        return sequence.num_sampled - sum(1 for step in sequence.pending if step > self.applied)
+        applied = self.applied
+        if sequence not in self:
+            return sequence.num_sampled - sum(1 for step in sequence.pending if step > applied)
+        earlier = sum(1 for step in sequence.pending if applied < step < sequence.join_step)
+        return sequence.num_sampled + max(applied - sequence.join_step, -1) - earlier
 
     def is_outstanding(self, sequence: Sequence) -> bool:
         """Whether a step in flight names the sequence."""

@@ -8,7 +8,7 @@ host or by computing them again, whichever is less.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
@@ -58,9 +58,12 @@ def why_not(
     return None
 
 
-def in_order_of_cost(victims: Iterable[Victim]) -> list[Victim]:
-    """By priority: the cheapest return first; among equals the least urgent, then the latest arrival."""
-    return sorted(victims, key=lambda one: (one.return_s, -one.sequence.rank, -one.sequence.number))
+def in_order_of_return(rows: Iterable[Sequence], num_computed: Callable[[Sequence], int]) -> list[Sequence]:
+    """By priority: the cheapest return first; among equals the least urgent, then the latest arrival.
+
+    Copying and computing again both cost more the more tokens there are, so that tokens decide without pricing.
+    """
+    return sorted(rows, key=lambda one: (num_computed(one), -one.rank, -one.number))
 
 
 def last_in_line(victims: Iterable[Victim]) -> Victim | None:

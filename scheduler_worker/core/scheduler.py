@@ -177,7 +177,10 @@ class Scheduler:
         self, sequence: Sequence, reason: FinishReason, now: float, why: Reason, error: str | None = None
     ) -> Applied:
         kind = EventKind.REJECTED if reason is FinishReason.FAILED else EventKind.FINISHED
-        event = _event(now, kind, why, sequence, {"num_prompt_tokens": sequence.num_prompt_tokens})
+        numbers: dict[str, float | int | str] = {"num_prompt_tokens": sequence.num_prompt_tokens}
+        if error is not None:
+            numbers |= {"error": error, "max_prompt_tokens": self.state.capacity.max_model_len - 1}
+        event = _event(now, kind, why, sequence, numbers)
         finished = self.state.end(sequence, reason, now, error)
         released = tuple(one.seq_id for one in self.state.release_ended())
         return Applied((event,), None, (finished,), released)

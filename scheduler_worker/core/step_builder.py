@@ -8,6 +8,7 @@ the order of `core.turns`, and only while budget remains.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Final
 
 from scheduler_worker.core.plan import (
@@ -20,12 +21,13 @@ from scheduler_worker.core.plan import (
     SwapIn,
     SwapOut,
 )
-from scheduler_worker.core.preemption import WHY_NOT, Victim, in_order_of_cost, last_in_line
+from scheduler_worker.core.preemption import WHY_NOT, Victim, in_order_of_return, last_in_line
 from scheduler_worker.core.sequence import Sequence, SequenceState
 from scheduler_worker.core.state import State, refusal, yielding
 from scheduler_worker.core.turns import Turns, is_urgent
 
 MIN_PREFILL_TOKENS: Final = 32
+MAX_ASKED: Final = 64
 NO_BLOCKS: Final[tuple[int, ...]] = ()
 Key = tuple[int, int, float, int]
 
@@ -54,7 +56,7 @@ class StepBuilder:
         self._events: list[Event] = []
         self._bypassed: list[str] = []
         self._blocked: list[Sequence] = []
-        self._victims: list[Victim] | None = None
+        self._yielders: list[Sequence] | None = None
         self._num_prefill = self._num_single = self._num_kv = self._num_pairs = 0
 
     def build(self) -> StepPlan | None:
@@ -121,8 +123,9 @@ class StepBuilder:
         due = [one for one in self._state.lockstep.due_blocks(self._step) if self._runs(one)]
         if len(due) > self._draft.num_available:
             due = self._make_room(due)
-        for sequence in due:
-            self._growth[sequence.seq_id] = self._take_blocks(sequence, 1)
+        self._draft.num_promised -= sum(1 for one in due if one.promised_blocks > len(one.blocks))
+        for sequence, block in zip(due, self._draft.take(len(due)), strict=True):
+            self._growth[sequence.seq_id] = (block,)
 
     def _stall_beyond_budget(self) -> None:
         """A budget that shrank below the number of rows: the last in line miss this step."""
@@ -208,6 +211,8 @@ class StepBuilder:
         return (1 + is_late, sequence.rank, sequence.arrived_at, sequence.number)
 
     def _latest_start(self, sequence: Sequence) -> float:
+        if sequence.slot is None:
+            return sequence.latest_start_at
         left = sequence.num_tokens - sequence.num_computed
         return sequence.deadline_at - self._state.cost_model.prefill_s(left, sequence.num_computed)
 
@@ -397,23 +402,23 @@ class StepBuilder:
     def _choose_victims(self, candidate: Sequence, needs_slot: bool, missing: int) -> list[Victim]:
         """As few as give the candidate its slot and blocks; none when all of them would not."""
         chosen: list[Victim] = []
-        for victim in self._yielders():
+        for sequence in self._in_order_of_return():
             if chosen and missing <= 0:
                 break
-            if victim.sequence.rank > candidate.rank and self._runs(victim.sequence):
-                chosen.append(victim)
-                missing -= self._blocks_freed_by(victim.sequence)
+            if sequence.rank > candidate.rank and self._runs(sequence):
+                chosen.append(self._state.as_victim(sequence))
+                missing -= self._blocks_freed_by(sequence)
         if missing <= 0 and (chosen or not needs_slot):
             return chosen
         self._say_not_preempted(candidate)
         return []
 
-    def _yielders(self) -> list[Victim]:
+    def _in_order_of_return(self) -> list[Sequence]:
         """Running sequences that may yield to a more urgent class, the cheapest return first."""
-        if self._victims is None:
+        if self._yielders is None:
             rows = yielding(self._state, -1, self._now)
-            self._victims = in_order_of_cost(self._state.as_victim(one) for one in rows)
-        return self._victims
+            self._yielders = in_order_of_return(rows, self._state.lockstep.num_computed)
+        return self._yielders
 
     def _blocks_freed_by(self, sequence: Sequence) -> int:
         """Its own blocks and what is still promised to it."""
@@ -421,10 +426,11 @@ class StepBuilder:
         return own + max(0, sequence.promised_blocks - len(sequence.blocks))
 
     def _say_not_preempted(self, candidate: Sequence) -> None:
-        """Why those of lower rank stay, the commonest reason."""
+        """Why those that run stay: the commonest reason among the first of them."""
         if any(one in candidate.told for one in WHY_NOT) or not self._state.num_running:
             return
-        refusals = [refusal(self._state, one, candidate.rank, self._now) for one in self._running()]
+        rows = islice(self._running(), MAX_ASKED)
+        refusals = [refusal(self._state, one, candidate.rank, self._now) for one in rows]
         reasons = [one for one in refusals if one is not None]
         if reasons:
             reason = max(reasons, key=lambda one: (reasons.count(one), one.value))

@@ -9,7 +9,7 @@ import pytest
 from scheduler_worker.core.cost_model import CostModel
 from scheduler_worker.core.plan import Capacity, EventKind, Reason
 from scheduler_worker.core.policy import Policy, Preemption, default_policy
-from scheduler_worker.core.preemption import Victim, in_order_of_cost, last_in_line, return_cost, why_not
+from scheduler_worker.core.preemption import Victim, in_order_of_return, last_in_line, return_cost, why_not
 from scheduler_worker.core.scheduler import Scheduler
 from scheduler_worker.core.sequence import Sequence, SequenceHeader, SequenceState
 from tests.core.worlds import World, a_capacity, with_rules
@@ -100,13 +100,13 @@ def test_the_return_is_copied_or_computed_whichever_is_less(
 
 
 def test_by_priority_the_cheapest_return_yields_first() -> None:
-    victims = [Victim(a_row(1, 2), 0.2, False, 4), Victim(a_row(2, 2), 0.1, False, 9)]
-    assert [one.sequence.number for one in in_order_of_cost(victims)] == [2, 1]
+    rows = [a_row(1, 2), a_row(2, 2)]
+    assert [one.number for one in in_order_of_return(rows, lambda one: 100 - one.number)] == [2, 1]
 
 
 def test_by_priority_equal_costs_take_the_least_urgent_then_the_latest() -> None:
-    victims = [Victim(a_row(number, rank), 0.1, False, 4) for number, rank in ((1, 1), (2, 2), (3, 2))]
-    assert [one.sequence.number for one in in_order_of_cost(victims)] == [3, 2, 1]
+    rows = [a_row(number, rank) for number, rank in ((1, 1), (2, 2), (3, 2))]
+    assert [one.number for one in in_order_of_return(rows, lambda one: 50)] == [3, 2, 1]
 
 
 def test_by_memory_the_least_urgent_class_yields_before_a_cheaper_return() -> None:
