@@ -19,10 +19,16 @@ import torch
 
 from scheduler_worker.core.plan import Capacity, Chunk, StepPlan, SwapIn
 from scheduler_worker.engine.attention.base import AttentionBackend, LayerSpec
+from scheduler_worker.engine.attention.flashinfer import FlashInferBackend
 from scheduler_worker.engine.attention.sdpa import SdpaBackend
 from scheduler_worker.engine.batch import PackedBatch, Packer, to_device
 from scheduler_worker.engine.block_tables import BlockTables
-from scheduler_worker.engine.checkpoints import CheckpointStore, DiskCheckpoints, MemoryCheckpoints
+from scheduler_worker.engine.checkpoints import (
+    BlockCopier,
+    CheckpointStore,
+    DiskCheckpoints,
+    MemoryCheckpoints,
+)
 from scheduler_worker.engine.errors import CheckpointDamaged, SettingsError
 from scheduler_worker.engine.inspection import check_logits, check_tokens, inspect_model, refuse_if_different
 from scheduler_worker.engine.kv_cache import KVCache, kv_shape
@@ -60,7 +66,9 @@ class TorchExecutor:
         self._sampler = Sampler(settings.num_slots, loaded.vocab_size, self._device)
         self._checkpoints = _checkpoints(settings, self._cache, loaded)
         self._num_swap_blocks = settings.swap_bytes // shape.block_bytes
+        self._swap_block_s = _swap_block_s(self._cache)
         self._num_slots = settings.num_slots
+        self._max_in_flight_steps = settings.max_in_flight_steps or (2 if self._device.type == "cuda" else 1)
         self._last_ids = torch.zeros(settings.num_slots, dtype=torch.int64, device=self._device)
         self._sequences: dict[str, EngineSequence] = {}
         self._launched: deque[LaunchedStep] = deque()
@@ -75,8 +83,9 @@ class TorchExecutor:
             num_blocks=self._cache.shape.num_blocks,
             block_size=self._cache.shape.block_size,
             max_model_len=self._max_model_len,
-            max_in_flight_steps=2 if self._device.type == "cuda" else 1,
+            max_in_flight_steps=self._max_in_flight_steps,
             num_swap_blocks=self._num_swap_blocks,
+            swap_block_s=self._swap_block_s,
         )
 
     @property
@@ -229,7 +238,9 @@ class TorchExecutor:
         logits = self._runner.forward(batch.input_ids, batch.position_ids, batch.last_tokens)
         sampled = self._sampler.sample(logits, batch.sampling)
         step.forward_s = self._runner.forward_s if timing is None else 0.0
-        step.sampled = sampled if timing is None else self._leave_on_device(batch, sampled)
+        if self._max_in_flight_steps > 1:
+            self._keep_for_next_step(batch, sampled)
+        step.sampled = sampled if timing is None else sampled.to_host()
         if timing is not None:
             timing[1].record()
         step.timing = timing
@@ -247,11 +258,9 @@ class TorchExecutor:
         slots = torch.tensor(batch.fed_slots, device=self._device)
         batch.input_ids[0, places] = self._last_ids[slots]
 
-    def _leave_on_device(self, batch: PackedBatch, sampled: Sampled) -> Sampled:
-        """Keep sampled ids for the next step and start their way to the host."""
-        slots = to_device(batch.sampling.slots, self._device)
-        self._last_ids.index_copy_(0, slots, sampled.ids)
-        return sampled.to_host()
+    def _keep_for_next_step(self, batch: PackedBatch, sampled: Sampled) -> None:
+        """A step that is launched before this one is collected takes its tokens from here."""
+        self._last_ids.index_copy_(0, to_device(batch.sampling.slots, self._device), sampled.ids)
 
     @torch.inference_mode()
     def _contain(self, sequence: EngineSequence, chunk: Chunk) -> None:
@@ -322,6 +331,8 @@ def _backend(
     device: torch.device,
     max_model_len: int,
 ) -> AttentionBackend:
+    if settings.attention_backend == "flashinfer":
+        return FlashInferBackend(cache, layers, device)
     return SdpaBackend(cache, layers, device, max_model_len)
 
 
@@ -329,6 +340,21 @@ def _checkpoints(settings: EngineSettings, cache: KVCache, loaded: LoadedModel) 
     if settings.checkpoint_dir is None:
         return MemoryCheckpoints(cache)
     return DiskCheckpoints(cache, Path(settings.checkpoint_dir), fingerprint(loaded.model))
+
+
+@torch.inference_mode()
+def _swap_block_s(cache: KVCache) -> float:
+    """Seconds to copy one block to the host or back: the best of a few copies of several blocks."""
+    copier = BlockCopier(cache)
+    blocks = tuple(range(min(32, cache.shape.num_blocks)))
+    times: list[float] = []
+    for _ in range(3):
+        started = time.perf_counter()
+        copier.to_device(copier.to_host(blocks).wait(), blocks)
+        if cache.keys.is_cuda:
+            torch.cuda.synchronize(cache.keys.device)
+        times.append(time.perf_counter() - started)
+    return min(times) / (2 * len(blocks))
 
 
 def _is_out_of_memory(error: Exception) -> bool:

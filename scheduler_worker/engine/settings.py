@@ -29,7 +29,8 @@ class EngineSettings:
     swap_bytes: host memory for KV checkpoints of preempted sequences; 0 switches swapping off.
     checkpoint_dir: keep KV checkpoints as safetensors files in this folder instead of in memory, so that they
         outlive the process. `swap_bytes` bounds them as well.
-    attention_backend: `auto` is flashinfer on CUDA when installed, else sdpa.
+    attention_backend: `auto` is sdpa, which runs anywhere; flashinfer needs CUDA and the extra `gpu`.
+    max_in_flight_steps: steps that may be launched and not yet collected; 1 on a CPU and 2 on CUDA when None.
     threads: CPU threads of torch; all cores but one when None.
     trust_remote_code: run model code that comes with the weights.
     self_check: at start, compare the paged attention with the model's own on a short prompt and refuse the
@@ -49,6 +50,7 @@ class EngineSettings:
     swap_bytes: int = GIB // 2
     checkpoint_dir: str | None = None
     attention_backend: BackendName = "auto"
+    max_in_flight_steps: int | None = None
     threads: int | None = None
     trust_remote_code: bool = False
     self_check: bool = True
@@ -56,7 +58,7 @@ class EngineSettings:
     def __post_init__(self) -> None:
         for name in ("num_slots", "block_size"):
             _require(name, getattr(self, name), getattr(self, name) >= 1, "at least 1")
-        for name in ("max_model_len", "num_blocks", "kv_bytes", "threads"):
+        for name in ("max_model_len", "num_blocks", "kv_bytes", "threads", "max_in_flight_steps"):
             value = getattr(self, name)
             _require(name, value, value is None or value >= 1, "at least 1, or unset")
         fraction = self.kv_fraction
