@@ -105,9 +105,12 @@ function timeAxis(read: Read, paint: Paint): uPlot.Axis {
   };
 }
 
-function valueAxis(read: Read, paint: Paint, size: number): uPlot.Axis {
+/** Digits and letters of the axis font are about this wide. */
+const GLYPH_PX = 6.2;
+
+function valueAxis(read: Read, paint: Paint, minSize: number): uPlot.Axis {
   return {
-    size,
+    size: (_, values) => Math.max(minSize, ...((values as string[] | null) ?? []).map((text) => text.length * GLYPH_PX + 10)),
     gap: 6,
     font: FONT,
     stroke: () => paint('--ink3'),
@@ -159,7 +162,7 @@ function drawHatch(u: uPlot, model: ChartModel, paint: Paint): void {
     ctx.beginPath();
     ctx.rect(left, bbox.top, width, bbox.height);
     ctx.clip();
-    ctx.strokeStyle = withAlpha(paint('--ctl'), 0.4);
+    ctx.strokeStyle = withAlpha(paint('--ctl'), 0.28);
     ctx.lineWidth = uPlot.pxRatio;
     ctx.beginPath();
     const step = 6 * uPlot.pxRatio;
@@ -238,10 +241,13 @@ function drawLabel(u: uPlot, model: ChartModel, label: { text: string; series: n
   const value = values[row];
   if (row < 0 || typeof value !== 'number') return;
   const px = uPlot.pxRatio;
-  const x = Math.max(u.bbox.left + 4 * px, u.valToPos(model.times[row] ?? 0, 'x', true) + 4 * px);
-  const above = u.valToPos(value, 'y', true) - 5 * px;
-  u.ctx.textAlign = 'left';
-  halo(u, label.text, x, label.series === 0 ? above + 19 * px : above, paint, FONT);
+  const start = Math.max(u.bbox.left, u.valToPos(model.times[row] ?? 0, 'x', true)) + 4 * px;
+  const y = u.valToPos(value, 'y', true);
+  const isBelow = label.series === 0 && y + 16 * px < u.bbox.top + u.bbox.height;
+  const end = u.bbox.left + u.bbox.width;
+  const fits = start + label.text.length * GLYPH_PX * px < end;
+  u.ctx.textAlign = fits ? 'left' : 'right';
+  halo(u, label.text, fits ? start : end, isBelow ? y + 14 * px : y - 5 * px, paint, FONT);
 }
 
 function dashed(u: uPlot, color: string, dash: number[], x1: number, y1: number, x2: number, y2: number): void {

@@ -71,7 +71,7 @@ function WorkerRow({ worker, snapshot, points }: { worker: WorkerLive; snapshot:
   return (
     <tr className={worker.state === 'live' ? '' : 'gone'}>
       <td>
-        <b className="id">{worker.id}</b> <span className="k hide-m">{deviceName(device.name)}</span>
+        <b className="id">{worker.id}</b> <span className="k hide-m device" title={device.name}>{deviceName(device.name)}</span>
       </td>
       <td data-label="Policy">
         v{worker.policy_version}

@@ -171,10 +171,12 @@ function Strip({ one }: { one: ClassLive }) {
       <line x1="0" x2="100%" y1="21" y2="21" stroke="var(--line2)" />
       <line x1={`${at}%`} x2={`${at}%`} y1="2" y2="24" stroke="var(--ink)" strokeDasharray="3 2" />
       <line x1="100%" x2="100%" y1="2" y2="24" stroke="var(--ink)" strokeWidth="2" />
-      <text x="0" y="34">
-        0
-      </text>
-      {at > 8 && at < 62 ? (
+      {at < 16 ? null : (
+        <text x="0" y="34">
+          0
+        </text>
+      )}
+      {at > 6 && at < 62 ? (
         <text x={`${at}%`} y="34" textAnchor="middle">
           {objective(slo)}
         </text>

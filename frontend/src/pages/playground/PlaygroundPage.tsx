@@ -23,7 +23,7 @@ export function PlaygroundPage() {
   const [prompt, setPrompt] = useState('');
   const [chosen, setChosen] = useState<string | null>(null);
   const [maxTokens, setMaxTokens] = useState(200);
-  const [temperature, setTemperature] = useState(0.7);
+  const [temperature, setTemperature] = useState(0);
   const ready = access.kind === 'ready' ? access : null;
   const priority = chosen ?? ready?.classes[0] ?? '';
   const body = useMemo(
