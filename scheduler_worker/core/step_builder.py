@@ -177,7 +177,8 @@ class StepBuilder:
         left_s = tightest_s - state.cost_model.predict(shape)
         token_s = state.cost_model.prefill_token_s(state.policy.step.max_chunk_tokens)
         if left_s < budget * token_s:
-            budget = min(budget, max(int(left_s / token_s), MIN_PREFILL_TOKENS))
+            affordable = int(left_s / token_s) if left_s > 0.0 else 0
+            budget = min(budget, max(affordable, MIN_PREFILL_TOKENS))
         return budget
 
     # Those who catch up, and those who start

@@ -524,3 +524,12 @@ def test_a_worker_without_sequences_has_no_work() -> None:
     assert world.scheduler.has_work()
     world.run()
     assert not world.scheduler.has_work()
+
+
+def test_prompts_go_on_in_small_chunks_when_decodes_alone_are_too_slow_and_prompt_tokens_seem_free() -> None:
+    world = World(capacity=a_capacity(num_blocks=256, max_model_len=4096))
+    world.scheduler.state.cost_model = CostModel({"base_s": 5.0, "num_observed": 1000.0})
+    world.add("decodes", prompt=4, max_tokens=8)
+    world.step()
+    world.add("reads", prompt=900, max_tokens=2)
+    assert 0 < tokens_of(world.launch())["reads"] < 900
