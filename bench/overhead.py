@@ -1,8 +1,8 @@
 """What one step costs beside the model: `python -m bench.overhead`.
 
-Overhead is the loop's wall time minus the time inside `model.forward`; sampling, packing, attention planning
-and the report count as overhead. The scheduler here is a few lines that decode every row; add the real one's
-time to it.
+Overhead is the loop's wall time minus the time inside `model.forward`: claiming, planning, booking and
+applying by the real scheduler, packing, attention planning, sampling and the report. All rows decode; only
+Redis is missing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,10 @@ import time
 import torch
 import transformers
 
-from scheduler_worker.core.plan import Chunk, StepPlan
+from scheduler_worker.core.plan import RowResult, StepResult
+from scheduler_worker.core.policy import default_policy
+from scheduler_worker.core.scheduler import Scheduler
+from scheduler_worker.core.sequence import SequenceHeader
 from scheduler_worker.engine.executor import TorchExecutor
 from scheduler_worker.engine.loading import describe
 from scheduler_worker.engine.settings import EngineSettings
@@ -46,57 +49,56 @@ def small_model(vocab_size: int) -> transformers.PreTrainedModel:
     return transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
-class DecodeLoop:
-    """The least that can drive an executor: prefill all rows, then one token a row and step."""
+class Loop:
+    """The worker's step loop without its transport: `batch` sequences that never end."""
 
     def __init__(self, executor: TorchExecutor, batch: int, sampling: SamplingParams) -> None:
         self._executor = executor
-        self._step = 0
-        self._ids = [f"s{slot}" for slot in range(batch)]
-        self._per_row = executor.capacity.num_blocks // batch
-        self._length = PROMPT_TOKENS
-        for slot, seq_id in enumerate(self._ids):
-            prompt = [(7 + slot * 31 + i) % 1000 for i in range(PROMPT_TOKENS)]
+        self._scheduler = Scheduler(default_policy(), executor.capacity)
+        self._ids = [f"{batch}-{number}" for number in range(batch)]
+        for number, seq_id in enumerate(self._ids):
+            prompt = [(7 + number * 31 + i) % 1000 for i in range(PROMPT_TOKENS)]
             executor.add(SequenceInput(seq_id, prompt, PROMPT_TOKENS, sampling))
-        self._run([self._prefill(slot) for slot in range(batch)])
+            self._scheduler.add(_header(seq_id, number), time.monotonic())
+        while self.step()[2] < batch:
+            pass
 
-    def decode(self) -> tuple[float, float]:
-        """One step; its wall time and the forward pass's, in seconds."""
+    def step(self) -> tuple[float, float, int]:
+        """One step: wall and forward time in seconds, and the number of tokens."""
         started = time.perf_counter()
-        start = self._length
-        if start % BLOCK_SIZE:
-            chunks = [Chunk(seq_id, slot, start, 1, True) for slot, seq_id in enumerate(self._ids)]
-        else:
-            index = start // BLOCK_SIZE
-            chunks = [
-                Chunk(seq_id, slot, start, 1, True, False, (slot * self._per_row + index,))
-                for slot, seq_id in enumerate(self._ids)
-            ]
-        forward_s = self._run(chunks)
-        self._length += 1
-        return time.perf_counter() - started, forward_s
+        scheduler, now = self._scheduler, time.monotonic()
+        scheduler.claim(scheduler.claim_candidates(now), now)
+        plan = scheduler.plan_step(now)
+        assert plan is not None
+        scheduler.begin(plan)
+        self._executor.launch(plan)
+        output = self._executor.collect()
+        rows = tuple(
+            [RowResult(one.seq_id, len(one.token_ids), one.stopped, one.error) for one in output.rows]
+        )
+        result = StepResult(output.step, rows, output.duration_s, output.filled_blocks)
+        applied = scheduler.apply_result(result, time.monotonic())
+        num_tokens = 0 if applied.tokens is None else len(applied.tokens.rows)
+        return time.perf_counter() - started, output.forward_s, num_tokens
 
     def close(self) -> None:
         for seq_id in self._ids:
             self._executor.remove(seq_id)
 
-    def _prefill(self, slot: int) -> Chunk:
-        num_blocks = -(-PROMPT_TOKENS // BLOCK_SIZE)
-        blocks = tuple(range(slot * self._per_row, slot * self._per_row + num_blocks))
-        return Chunk(self._ids[slot], slot, 0, PROMPT_TOKENS, True, True, blocks)
 
-    def _run(self, chunks: list[Chunk]) -> float:
-        self._step += 1
-        self._executor.launch(StepPlan(self._step, 1, 0.0, tuple(chunks)))
-        return self._executor.collect().forward_s
+def _header(seq_id: str, number: int) -> SequenceHeader:
+    now = time.monotonic()
+    classes = list(default_policy().classes)
+    class_id = classes[number % len(classes)].id
+    return SequenceHeader(seq_id, class_id, f"tenant-{number % 4}", number + 1, now, PROMPT_TOKENS, 900)
 
 
 def measure(executor: TorchExecutor, batch: int, kind: str, steps: int) -> dict[str, object]:
     """Median overhead of one step, in milliseconds."""
-    loop = DecodeLoop(executor, batch, SAMPLING[kind])
-    times = [loop.decode() for _ in range(steps)][steps // 5 :]
+    loop = Loop(executor, batch, SAMPLING[kind])
+    times = [loop.step() for _ in range(steps)][steps // 5 :]
     loop.close()
-    overheads = [(wall - forward) * 1e3 for wall, forward in times]
+    overheads = [(wall - forward) * 1e3 for wall, forward, _ in times]
     return {
         "bench": "overhead",
         "engine": "tidegate",
@@ -104,7 +106,7 @@ def measure(executor: TorchExecutor, batch: int, kind: str, steps: int) -> dict[
         "sampling": kind,
         "overhead_ms": round(statistics.median(overheads), 3),
         "p95_ms": round(statistics.quantiles(overheads, n=20)[-1], 3),
-        "forward_ms": round(statistics.median(forward for _, forward in times) * 1e3, 3),
+        "forward_ms": round(statistics.median(forward for _, forward, _ in times) * 1e3, 3),
     }
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from scheduler_worker.core.plan import Chunk
-from scheduler_worker.engine.attention.base import AttentionBatch, BoolArray, IntArray, TableArray
+from scheduler_worker.engine.attention.base import AttentionBatch, BoolArray, IntArray, TableArray, to_device
 from scheduler_worker.engine.sampling import SampleRows
 from scheduler_worker.engine.sequences import EngineSequence
 
@@ -55,13 +55,20 @@ class Packer:
     def _pack_decodes(self, rows: list[Row]) -> PackedBatch:
         """One token a row: positions are starts, and each row's last token is the row itself."""
         num_rows = len(rows)
-        starts = np.array([chunk.start for _, _, chunk in rows], dtype=np.int64)
-        slots = np.array([chunk.slot for _, _, chunk in rows], dtype=np.int64)
         tokens, fed = _single_tokens(rows)
+        starts, slots, input_ids, num_prompt = np.array(
+            [
+                [chunk.start for _, _, chunk in rows],
+                [chunk.slot for _, _, chunk in rows],
+                tokens,
+                [sequence.num_prompt_tokens for _, sequence, _ in rows],
+            ],
+            dtype=np.int64,
+        )
         return self._batch(
             rows,
-            layout=(starts, slots, starts + 1, self._places[: num_rows + 1]),
-            tokens=(np.array(tokens, dtype=np.int64), starts, slots),
+            layout=(starts, slots, starts + 1, self._places[: num_rows + 1], num_prompt),
+            tokens=(input_ids, starts, slots),
             last_tokens=self._place_ids[:num_rows],
             fed=(fed, [rows[place][2].slot for place in fed]),
         )
@@ -75,9 +82,10 @@ class Packer:
         num_tokens = int(offsets[-1])
         positions = np.repeat(starts - offsets[:-1], counts) + np.arange(num_tokens)
         input_ids, fed = _chunk_tokens(rows, offsets, num_tokens)
+        num_prompt = np.array([sequence.num_prompt_tokens for _, sequence, _ in rows], dtype=np.int64)
         return self._batch(
             rows,
-            layout=(starts, slots, starts + counts, offsets),
+            layout=(starts, slots, starts + counts, offsets, num_prompt),
             tokens=(input_ids, positions, np.repeat(slots, counts)),
             last_tokens=to_device(offsets[1:] - 1, self._device),
             fed=([int(offsets[place + 1]) - 1 for place in fed], [rows[place][2].slot for place in fed]),
@@ -86,20 +94,20 @@ class Packer:
     def _batch(
         self,
         rows: list[Row],
-        layout: tuple[IntArray, IntArray, IntArray, IntArray],
+        layout: tuple[IntArray, IntArray, IntArray, IntArray, IntArray],
         tokens: tuple[IntArray, IntArray, IntArray],
         last_tokens: torch.Tensor,
         fed: tuple[list[int], list[int]],
     ) -> PackedBatch:
-        starts, slots, lengths, offsets = layout
+        starts, slots, lengths, offsets, num_prompt = layout
         input_ids, positions, token_slots = tokens
-        blocks, within = np.divmod(positions, self._block_size)
-        write_index = self._block_tables[token_slots, blocks] * np.int64(self._block_size) + within
-        num_prompt = np.array([sequence.num_prompt_tokens for _, sequence, _ in rows], dtype=np.int64)
+        blocks = positions // self._block_size
+        shift = self._block_tables[token_slots, blocks] - blocks  # from a position to its place in the cache
+        write_index = positions + shift * self._block_size
         return PackedBatch(
             rows=rows,
-            input_ids=to_device(input_ids, self._device)[None],
-            position_ids=to_device(positions, self._device)[None],
+            input_ids=to_device(input_ids, self._device).unsqueeze(0),
+            position_ids=to_device(positions, self._device).unsqueeze(0),
             last_tokens=last_tokens,
             attention=AttentionBatch(
                 num_decode_rows=_num_decodes(rows),
@@ -155,9 +163,3 @@ def _chunk_tokens(rows: list[Row], offsets: IntArray, num_tokens: int) -> tuple[
         if len(known) < chunk.num_tokens:
             fed.append(place)
     return input_ids, fed
-
-
-def to_device(values: IntArray, device: torch.device) -> torch.Tensor:
-    """A copy on the device; on the CPU the same memory."""
-    tensor = torch.from_numpy(values)
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

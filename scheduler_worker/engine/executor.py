@@ -18,10 +18,10 @@ import psutil
 import torch
 
 from scheduler_worker.core.plan import Capacity, Chunk, StepPlan, SwapIn
-from scheduler_worker.engine.attention.base import AttentionBackend, LayerSpec
+from scheduler_worker.engine.attention.base import AttentionBackend, LayerSpec, to_device
 from scheduler_worker.engine.attention.flashinfer import FlashInferBackend
 from scheduler_worker.engine.attention.sdpa import SdpaBackend
-from scheduler_worker.engine.batch import PackedBatch, Packer, to_device
+from scheduler_worker.engine.batch import PackedBatch, Packer
 from scheduler_worker.engine.block_tables import BlockTables
 from scheduler_worker.engine.checkpoints import (
     BlockCopier,

@@ -16,7 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 
 from scheduler_worker.engine.attention.base import LayerSpec
-from scheduler_worker.engine.attention.interface import NAME, attention_through
+from scheduler_worker.engine.attention.interface import NAME, AttentionThrough
 from scheduler_worker.engine.errors import ModelNotSupported
 
 _KNOWN_LAYER_TYPES: Final = frozenset({"full_attention", "sliding_attention"})
@@ -75,7 +75,7 @@ def inspect_model(model: PreTrainedModel, name: str) -> tuple[LayerSpec, ...]:
     _refuse_by_config(model, name)
     model.set_attn_implementation(NAME)
     recorder = _Recorder(name)
-    with attention_through(recorder):
+    with AttentionThrough(recorder):
         check_logits(model)
     return _checked_layers(model, recorder.layers, name)
 

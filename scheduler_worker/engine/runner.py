@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 
 from scheduler_worker.engine.attention.base import AttentionBackend, AttentionBatch
-from scheduler_worker.engine.attention.interface import attention_through
+from scheduler_worker.engine.attention.interface import AttentionThrough
 
 
 class ModelRunner:
@@ -18,6 +18,7 @@ class ModelRunner:
     def __init__(self, model: PreTrainedModel, backend: AttentionBackend) -> None:
         self._model = model
         self._backend = backend
+        self._attention = AttentionThrough(self._attend)
         self.forward_s = 0.0
 
     def plan(self, batch: AttentionBatch) -> None:
@@ -31,12 +32,12 @@ class ModelRunner:
 
         `forward_s` is then the host's time inside the model, which on a CPU is the computation itself.
         """
-        started = time.perf_counter()
-        with attention_through(self._attend):
+        with self._attention:
+            started = time.perf_counter()
             output = self._model(
                 input_ids=input_ids, position_ids=position_ids, use_cache=False, logits_to_keep=last_tokens
             )
-        self.forward_s = time.perf_counter() - started
+            self.forward_s = time.perf_counter() - started
         logits: torch.Tensor = output.logits[0]
         return logits
 

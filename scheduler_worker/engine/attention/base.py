@@ -63,3 +63,9 @@ class AttentionBackend(Protocol):
 
         query `[T, heads, key_dim]`, key and value `[T, kv_heads, dim]`; returns `[T, heads, value_dim]`.
         """
+
+
+def to_device(values: IntArray, device: torch.device) -> torch.Tensor:
+    """A copy on the device; on the CPU the same memory."""
+    tensor = torch.from_numpy(values)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

@@ -6,8 +6,6 @@ The backend of the running forward pass is thread-local, so that a process may h
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Final, Protocol
 
 import torch
@@ -37,14 +35,20 @@ class _Running(threading.local):
 _running = _Running()
 
 
-@contextmanager
-def attention_through(hook: AttentionHook) -> Iterator[None]:
+class AttentionThrough:
     """Route this thread's attention calls to `hook` while the context lasts."""
-    previous, _running.hook = _running.hook, hook
-    try:
-        yield
-    finally:
-        _running.hook = previous
+
+    __slots__ = ("_hook", "_previous")
+
+    def __init__(self, hook: AttentionHook) -> None:
+        self._hook = hook
+        self._previous: AttentionHook | None = None
+
+    def __enter__(self) -> None:
+        self._previous, _running.hook = _running.hook, self._hook
+
+    def __exit__(self, *_: object) -> None:
+        _running.hook = self._previous
 
 
 def _attention(

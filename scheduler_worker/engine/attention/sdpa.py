@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from scheduler_worker.engine.attention.base import AttentionBatch, IntArray, LayerSpec, TableArray
+from scheduler_worker.engine.attention.base import AttentionBatch, IntArray, LayerSpec, TableArray, to_device
 from scheduler_worker.engine.kv_cache import KVCache
 
 _GROUP_BYTES: Final = {"cpu": 768 << 10, "cuda": 1 << 30}
@@ -129,16 +129,17 @@ class SdpaBackend:
         ids = torch.from_numpy(blocks[first:last, :num_blocks].reshape(-1))
         if self._device.type != "cpu":
             ids = ids.to(self._device)
-        mask = mask.narrow(0, first, last - first).narrow(3, 0, num_tokens)
+        if last - first < len(spans) or num_tokens < mask.shape[3]:
+            mask = mask.narrow(0, first, last - first).narrow(3, 0, num_tokens)
         return _DecodeGroup(first, last, num_tokens, ids, mask)
 
     def _full_context(self, batch: AttentionBatch, lengths: IntArray) -> tuple[TableArray, torch.Tensor]:
         """All blocks of each row; a mask's row is 0 for its context and -inf behind: a window of one long
         ramp."""
         num_blocks = (int(lengths[-1]) - 1) // self._block_size + 1
-        shift = torch.from_numpy(self._max_tokens - lengths).to(self._device)
+        shift = to_device(self._max_tokens - lengths, self._device)
         mask = self._ramp.unfold(0, num_blocks * self._block_size, 1).index_select(0, shift)
-        return batch.block_tables[batch.slots[: len(lengths)], :num_blocks], mask[:, None, None, :]
+        return batch.block_tables[batch.slots[: len(lengths)], :num_blocks], mask.view(len(lengths), 1, 1, -1)
 
     def _latest_context(
         self, batch: AttentionBatch, lengths: IntArray, window: int
