@@ -22,7 +22,6 @@ from _test_options import parser
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTEST = (sys.executable, "-m", "pytest", "-q", "--durations=10")
-NO_TESTS_COLLECTED = 5
 
 
 @dataclass(frozen=True)

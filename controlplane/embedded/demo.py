@@ -141,7 +141,8 @@ class Demo:
         command = (PYTHON, "manage.py", "seed_demo", "--policy", str(policy), "--json", str(path))
         self._programs.run_step(Program("seed", command))
         known = json.loads(path.read_text())
-        known |= {"url": f"http://localhost:{port}", "model": Path(model).name}
+        # not localhost: a minimal system has no /etc/hosts to resolve it
+        known |= {"url": f"http://127.0.0.1:{port}", "model": Path(model).name}
         write_private(path, json.dumps(known, indent=2) + "\n")
 
     def _start_worker(self, sizing: dict[str, Any]) -> None:
