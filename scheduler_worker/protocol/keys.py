@@ -56,10 +56,18 @@ TOKENS: Final = KeySpec(
     "{{tg:{0}}}:tokens:{1}", "string", "published tokens, uint32 LE, appended", "publish (completion deletes)", "48 h"
 )
 CLAIMS: Final = KeySpec(
-    "{{tg:{0}}}:claims", "hash", "request id → worker, cancelled, Header", "claim, publish, requeue", "ends with the claim"
+    "{{tg:{0}}}:claims",
+    "hash",
+    "request id → worker, cancelled, Header",
+    "claim, publish, requeue",
+    "ends with the claim",
 )
 CLAIMED_BY: Final = KeySpec(
-    "{{tg:{0}}}:claimed:{1}", "hash", "request id → attempt a worker holds", "claim, publish, requeue", "ends with the claims"
+    "{{tg:{0}}}:claimed:{1}",
+    "hash",
+    "request id → attempt a worker holds",
+    "claim, publish, requeue",
+    "ends with the claims",
 )
 WORKER_LEASES: Final = KeySpec(
     "{{tg:{0}}}:worker-leases", "sorted set", "worker → end of its lease", "claim, publish, renew, requeue", "5 s each"
