@@ -47,7 +47,6 @@ class Demo:
         self._starter = ChildStarter()
         self._services = EmbeddedServices(self._data_dir, starter=self._starter)
         self._programs = Programs(self._starter, ROOT, self._data_dir / "logs", child_env(), say)
-        self._started_at = time.monotonic()
 
     def run(self) -> None:
         """Runs until a signal ends it by an exception."""
@@ -167,7 +166,7 @@ class Demo:
                     f"not ready after {READY_TIMEOUT_S:.0f} s: {readiness(port)}. Logs: {logs}"
                 )
             time.sleep(CHECK_INTERVAL_S)
-        say(f"ready, {time.monotonic() - self._started_at:.1f} s after the start")
+        say("ready")
 
     def _start_load(self) -> None:
         if not self._options.no_load:
