@@ -112,9 +112,8 @@ def await_return(state: State, sequence: Sequence) -> None:
 
 def _grow(state: State, plan: StepPlan) -> None:
     if state.lockstep.has_due(plan.step):
-        for chunk in plan.chunks[: plan.num_lockstep]:
-            if chunk[6]:
-                state.hold(state.sequences[chunk.seq_id], chunk.new_blocks)
+        for chunk in [chunk for chunk in plan.chunks[: plan.num_lockstep] if chunk[6]]:
+            state.hold(state.sequences[chunk.seq_id], chunk.new_blocks)
 
 
 def _close(state: State, flying: InFlight, rows: list[Sequence]) -> None:

@@ -6,6 +6,8 @@ rows that book their last token in them, and, for urgent sequences, rows that pr
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import islice
 from typing import Final
 
 from scheduler_worker.core.plan import Reason
@@ -15,6 +17,7 @@ from scheduler_worker.core.step_builder import start_cost
 from scheduler_worker.core.turns import Turns, is_urgent
 
 NUM_STEPS: Final = 2
+PRESSING: Final = (Reason.STARVING, Reason.RESCUE)
 MAX_WITHOUT_BLOCKS: Final = 1
 MAX_EXAMINED: Final = 512
 
@@ -60,13 +63,20 @@ class _Claims:
             return chosen
         state = self._state
         with Turns(state.waiting, state.ledger, state.policy, self._now, self._extra) as turns:
-            for examined, (sequence, reason) in enumerate(turns):
-                if examined >= MAX_EXAMINED or not self._goes_on(reason):
-                    break
-                if self._wants(sequence):
-                    chosen.append(sequence.seq_id)
-                    turns.charge(sequence, start_cost(state, sequence, 0))
+            self._take_from(islice(turns.pressing(), MAX_EXAMINED), turns, chosen)
+            if self._num_slots > 0:
+                self._take_from(islice(turns.in_turn(), MAX_EXAMINED), turns, chosen)
         return chosen
+
+    def _take_from(
+        self, line: Iterator[tuple[Sequence, Reason]], turns: Turns, chosen: list[str]
+    ) -> None:
+        for sequence, reason in line:
+            if self._num_tokens <= 0 or (self._num_slots <= 0 and reason not in PRESSING):
+                return
+            if self._wants(sequence):
+                chosen.append(sequence.seq_id)
+                turns.charge(sequence, start_cost(self._state, sequence, 0))
 
     def _somebody_is_pressed(self) -> bool:
         """Whether a waiting sequence is urgent: only such a one can do without a free slot."""
@@ -76,11 +86,6 @@ class _Claims:
             if first is not None and first.latest_start_at <= self._now + within_s:
                 return True
         return False
-
-    def _goes_on(self, reason: Reason) -> bool:
-        if reason in (Reason.STARVING, Reason.RESCUE):
-            return self._num_tokens > 0
-        return self._num_slots > 0 and self._num_tokens > 0
 
     def _wants(self, sequence: Sequence) -> bool:
         urgent = is_urgent(sequence, self._now, self._state.policy.step.rescue_within_s)

@@ -76,11 +76,27 @@ class LeastFirst(Generic[T]):
 
 
 class Account:
-    """Service of one class or of one tenant in it. `number` breaks ties: the arrival number that opened it."""
+    """Service of one class or of one tenant in it. `number` breaks ties: the arrival number that opened it.
 
-    __slots__ = ("_counter", "_rows", "_service", "_since", "key", "number", "num_active", "num_queued", "weight")
+    Rows that decode run up `row_cost` each in every step: the counter is linear in the step number until the rows,
+    their price or the weight change, which is when the account is settled.
+    """
 
-    def __init__(self, key: str, number: int, weight: float) -> None:
+    __slots__ = (
+        "_counter",
+        "_per_step",
+        "_row_cost",
+        "_rows",
+        "_service",
+        "_since",
+        "key",
+        "num_active",
+        "num_queued",
+        "number",
+        "weight",
+    )
+
+    def __init__(self, key: str, number: int, weight: float, row_cost: float = 1.0) -> None:
         self.key = key
         self.number = number
         self.weight = weight
@@ -89,34 +105,44 @@ class Account:
         self._counter = 0.0
         self._service = 0.0
         self._rows = 0
+        self._row_cost = row_cost
+        self._per_step = 0.0
         self._since = 0
 
-    def counter(self, step: int, row_cost: float) -> float:
+    def counter(self, step: int) -> float:
         """Service over weight once the steps up to `step` are charged."""
-        return self._counter + self._rows * row_cost * (step - self._since) / self.weight
+        return self._counter + self._per_step * (step - self._since)
 
-    def service(self, step: int, row_cost: float) -> float:
+    def service(self, step: int) -> float:
         """Cost tokens of service, before weighting."""
-        return self._service + self._rows * row_cost * (step - self._since)
+        return self._service + self._rows * self._row_cost * (step - self._since)
 
-    def settle(self, step: int, row_cost: float) -> None:
-        """Charge what the rows ran up so far."""
-        cost = self._rows * row_cost * (step - self._since)
+    def settle(
+        self,
+        step: int,
+        *,
+        num_new_rows: int = 0,
+        weight: float | None = None,
+        row_cost: float | None = None,
+    ) -> None:
+        """Charge what the rows ran up so far; from here on, other rows, another weight or another price."""
+        self._service = self.service(step)
+        self._counter = self.counter(step)
         self._since = step
-        self.charge(cost)
+        self._rows += num_new_rows
+        self.weight = self.weight if weight is None else weight
+        self._row_cost = self._row_cost if row_cost is None else row_cost
+        self._per_step = self._rows * self._row_cost / self.weight
 
     def charge(self, cost: float) -> None:
         """Add to the counter and to the service."""
         self._counter += cost / self.weight
         self._service += cost
 
-    def lift(self, counter: float) -> None:
-        """No banked credit: never below `counter`."""
-        self._counter = max(self._counter, counter)
-
-    def add_rows(self, num_rows: int) -> None:
-        """Sequences that decode in lockstep from here on; the caller has settled."""
-        self._rows += num_rows
+    def lift(self, least: float, step: int) -> None:
+        """No banked credit: not below `least`. The account is idle, so that no rows run anything up."""
+        self._counter = max(self._counter, least)
+        self._since = step
 
 
 class ClassAccount(Account):
@@ -124,8 +150,8 @@ class ClassAccount(Account):
 
     __slots__ = ("last_counter", "tenants", "tier_credit")
 
-    def __init__(self, key: str, number: int, weight: float) -> None:
-        super().__init__(key, number, weight)
+    def __init__(self, key: str, number: int, weight: float, row_cost: float = 1.0) -> None:
+        super().__init__(key, number, weight, row_cost)
         self.tenants: dict[str, Account] = {}
         self.tier_credit = 0.0
         self.last_counter = 0.0
@@ -143,42 +169,36 @@ class Ledger:
 
     def set_policy(self, policy: Policy) -> None:
         """Take over weights and prices; counters stay, and what is owed so far is settled at the old ones."""
-        for account in self.classes.values():
-            self._settle_all(account)
         self._prices = policy.fairness
         self.row_cost = policy.fairness.output_token_cost
         self._equal_tenants = policy.fairness.tenants == "equal"
+        for account in self.classes.values():
+            account.settle(self.step, row_cost=self.row_cost)
+            for tenant in account.tenants.values():
+                weight = 1.0 if self._equal_tenants else None
+                tenant.settle(self.step, weight=weight, row_cost=self.row_cost)
         total = sum(one.weight for one in policy.classes)
         for one in policy.classes:
-            account = self.classes.get(one.id) or self._open_class(one.id, one.rank)
-            account.weight = one.weight / total
+            account = self.classes.get(one.id) or self._open_class(one.id)
+            account.settle(self.step, weight=one.weight / total)
             account.number = one.rank
-        if self._equal_tenants:
-            for account in self.classes.values():
-                for tenant in account.tenants.values():
-                    tenant.weight = 1.0
 
-    def _open_class(self, class_id: str, rank: int) -> ClassAccount:
-        account = self.classes[class_id] = ClassAccount(class_id, rank, 1.0)
+    def _open_class(self, class_id: str) -> ClassAccount:
+        account = self.classes[class_id] = ClassAccount(class_id, 0, 1.0, self.row_cost)
         self._active[class_id] = LeastFirst(self.order, lambda tenant: tenant.num_active > 0)
         return account
 
-    def _settle_all(self, account: ClassAccount) -> None:
-        account.settle(self.step, self.row_cost)
-        for tenant in account.tenants.values():
-            tenant.settle(self.step, self.row_cost)
-
     def order(self, account: Account) -> tuple[float, int]:
         """Least first; ties end at the arrival number (tenants) or the rank (classes)."""
-        return account.counter(self.step, self.row_cost), account.number
+        return account.counter(self.step), account.number
 
     def counter(self, account: Account) -> float:
         """The account's counter at the last booked step."""
-        return account.counter(self.step, self.row_cost)
+        return account.counter(self.step)
 
     def service(self, class_id: str) -> float:
         """Cost tokens that the class was served."""
-        return self.classes[class_id].service(self.step, self.row_cost)
+        return self.classes[class_id].service(self.step)
 
     def accounts_of(self, sequence: Sequence) -> tuple[ClassAccount, Account]:
         """The class's and the tenant's."""
@@ -189,14 +209,13 @@ class Ledger:
         """The sequence is active from now on (waiting, running or parked)."""
         account = self.classes[sequence.class_id]
         if account.num_active == 0:
-            account.lift(self._least_class_counter())
+            account.lift(self._least_class_counter(), self.step)
         account.num_active += 1
         tenant = account.tenants.get(sequence.tenant) or self._open_tenant(account, sequence)
         if not self._equal_tenants and tenant.weight != sequence.header.tenant_weight:
-            tenant.settle(self.step, self.row_cost)
-            tenant.weight = sequence.header.tenant_weight
+            tenant.settle(self.step, weight=sequence.header.tenant_weight)
         if tenant.num_active == 0:
-            tenant.lift(self._least_tenant_counter(account))
+            tenant.lift(self._least_tenant_counter(account), self.step)
         tenant.num_active += 1
         self._active[account.key].push(tenant)
 
@@ -204,7 +223,7 @@ class Ledger:
         if len(account.tenants) > MAX_IDLE_TENANTS:
             self._forget_idle(account)
         weight = 1.0 if self._equal_tenants else sequence.header.tenant_weight
-        tenant = account.tenants[sequence.tenant] = Account(sequence.tenant, sequence.number, weight)
+        tenant = account.tenants[sequence.tenant] = Account(sequence.tenant, sequence.number, weight, self.row_cost)
         return tenant
 
     def _forget_idle(self, account: ClassAccount) -> None:
@@ -248,8 +267,7 @@ class Ledger:
     def join(self, sequence: Sequence, change: int) -> None:
         """The sequence began (+1) or ceased (-1) to decode in lockstep."""
         for account in self.accounts_of(sequence):
-            account.settle(self.step, self.row_cost)
-            account.add_rows(change)
+            account.settle(self.step, num_new_rows=change)
 
     def prompt_cost(self, num_tokens: int, num_cached: int) -> float:
         """The price of a prompt, cached tokens at their own."""

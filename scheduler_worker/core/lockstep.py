@@ -7,9 +7,14 @@ leaves, and comes back through the ordinary path of those that catch up.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
+from itertools import repeat
+from typing import Any, Final
 
+from scheduler_worker.core.plan import Chunk
 from scheduler_worker.core.sequence import Sequence
+
+NO_BLOCKS: Final[tuple[int, ...]] = ()
 
 
 class Lockstep:
@@ -21,6 +26,11 @@ class Lockstep:
         self._endings: dict[int, dict[str, Sequence]] = {}
         self._num_by_class: dict[str, int] = {}
         self._sum_offsets = 0
+        self._line: list[Sequence] = []
+        self._index: dict[str, int] = {}
+        self._ids: list[str] = []
+        self._slots: list[int | None] = []
+        self._offsets: list[int] = []
         self.rows: dict[str, Sequence] = {}
         self.step = 0
         self.applied = 0
@@ -36,6 +46,7 @@ class Lockstep:
         sequence.join_step = self.step
         sequence.offset = sequence.num_prompt_tokens + sequence.num_sampled - 2 - self.step
         self.rows[sequence.seq_id] = sequence
+        self._enter_line(sequence)
         self._sum_offsets += sequence.offset
         self._wheel[-sequence.offset % self._block_size][sequence.seq_id] = sequence
         self._endings.setdefault(self._last_step(sequence), {})[sequence.seq_id] = sequence
@@ -49,6 +60,39 @@ class Lockstep:
         sequence.num_computed = sequence.num_tokens - 1
         sequence.last_step = max(sequence.last_step, self.step)
         sequence.pending = pending
+
+    def _enter_line(self, sequence: Sequence) -> None:
+        self._index[sequence.seq_id] = len(self._line)
+        self._line.append(sequence)
+        self._ids.append(sequence.seq_id)
+        self._slots.append(sequence.slot)
+        self._offsets.append(sequence.offset)
+
+    def _leave_line(self, seq_id: str) -> None:
+        """The last in line takes the empty place, so that leaving costs the same for everybody."""
+        index = self._index.pop(seq_id)
+        last = self._line[-1]
+        if last.seq_id != seq_id:
+            self._index[last.seq_id] = index
+        columns: tuple[list[Any], ...] = (self._line, self._ids, self._slots, self._offsets)
+        for column in columns:
+            column[index] = column[-1]
+            column.pop()
+
+    def chunks(self, step: int, growth: Mapping[str, tuple[int, ...]], absent: Set[str]) -> list[Chunk]:
+        """Each row's token in this step, with the blocks that `growth` gives it; not for those `absent`.
+
+        The columns are zipped because this runs for every row in every step.
+        """
+        positions = [offset + step for offset in self._offsets]
+        columns = zip(
+            self._ids, self._slots, positions, repeat(1), repeat(True), repeat(False), repeat(NO_BLOCKS), strict=False
+        )
+        chunks: list[Chunk] = list(map(tuple.__new__, repeat(Chunk), columns))
+        for seq_id, blocks in growth.items():
+            index = self._index[seq_id]
+            chunks[index] = chunks[index]._replace(new_blocks=blocks)
+        return [chunk for chunk in chunks if chunk.seq_id not in absent] if absent else chunks
 
     def change_class(self, sequence: Sequence, class_id: str) -> None:
         """The sequence, in lockstep or not, belongs to another class from now on."""
@@ -64,6 +108,7 @@ class Lockstep:
     def _forget(self, sequence: Sequence) -> None:
         seq_id = sequence.seq_id
         del self.rows[seq_id]
+        self._leave_line(seq_id)
         self._sum_offsets -= sequence.offset
         self._num_by_class[sequence.class_id] -= 1
         self._wheel[-sequence.offset % self._block_size].pop(seq_id)

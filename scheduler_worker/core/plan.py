@@ -35,9 +35,10 @@ class Capacity:
 class Chunk(NamedTuple):
     """The tokens of one sequence in one step: positions `start` to `start + num_tokens - 1`.
 
-    A named tuple because one is made per row and step. `new_blocks` are appended to the sequence's block table
-    before the forward pass (all its blocks, cached ones first, when `first` is set). `samples` says that the chunk
-    reaches the sequence's last token, so that the step yields its next one.
+    A named tuple because one is made per row and step. `new_blocks` are appended to the sequence's block table before
+    the forward pass (all its blocks, cached ones first, when `first` is set: they *replace* its block table, also of
+    a sequence that ran before). `samples` says that the chunk reaches the sequence's last token, so that the step
+    yields its next one.
     """
 
     seq_id: str

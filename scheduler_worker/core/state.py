@@ -134,10 +134,11 @@ class State:
 
     def hold(self, sequence: Sequence, blocks: tuple[int, ...], num_hits: int = 0) -> None:
         """Append blocks to the sequence's table."""
-        self.pool.num_promised -= _gap(sequence)
+        if sequence.promised_blocks > len(sequence.blocks):
+            kept = sequence.promised_blocks - len(sequence.blocks)
+            self.pool.num_promised -= min(kept, len(blocks))
         self.pool.hold(blocks, num_hits)
         sequence.blocks.extend(blocks)
-        self.pool.num_promised += _gap(sequence)
 
     def vacate(self, sequence: Sequence) -> None:
         """Free its slot, its blocks and what was promised to it."""

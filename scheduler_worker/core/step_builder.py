@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Final
 
+from scheduler_worker.core.lockstep import NO_BLOCKS
 from scheduler_worker.core.plan import (
     Chunk,
     Event,
@@ -28,7 +29,6 @@ from scheduler_worker.core.turns import Turns, is_urgent
 
 MIN_PREFILL_TOKENS: Final = 32
 MAX_ASKED: Final = 64
-NO_BLOCKS: Final[tuple[int, ...]] = ()
 Key = tuple[int, int, float, int]
 
 
@@ -227,7 +227,7 @@ class StepBuilder:
         """Merge those with a slot and those without by the same key; a starving one comes before all."""
         queue = iter(behind)
         sequence = next(queue, None)
-        for candidate, reason in turns:
+        for candidate, reason in self._in_line(turns):
             key = self._key(candidate) if reason is not Reason.STARVING else (0, 0, 0.0, 0)
             while sequence is not None and self._budget > 0 and self._key(sequence) < key:
                 self._grant(sequence, self._budget)
@@ -236,6 +236,12 @@ class StepBuilder:
                 break
         if sequence is not None and self._budget > 0 and self._runs(sequence):
             self._grant_in_order([sequence, *queue])
+
+    def _in_line(self, turns: Turns) -> Iterator[tuple[Sequence, Reason]]:
+        """Whoever presses may take a slot from another; the others come only while there is one."""
+        yield from turns.pressing()
+        if self._has_slot():
+            yield from turns.in_turn()
 
     def _grant(self, sequence: Sequence, most: int) -> bool:
         """A chunk for a sequence that has a slot; False when it lacks the blocks."""
@@ -449,7 +455,7 @@ class StepBuilder:
         )
 
     def _plan(self) -> StepPlan | None:
-        decodes = self._decode_chunks()
+        decodes = self._state.lockstep.chunks(self._step, self._growth, self._absent)
         if not decodes and not self._chunks:
             return None
         num_kv = self._num_kv + self._state.lockstep.num_kv_tokens(self._step)
@@ -474,17 +480,6 @@ class StepBuilder:
             yielding=tuple(self._yielding),
             bypassed=tuple(self._bypassed),
         )
-
-    def _decode_chunks(self) -> list[Chunk]:
-        new, step, growth = tuple.__new__, self._step, self._growth
-        rows = self._state.lockstep.rows.values()
-        if self._absent:
-            absent = self._absent
-            rows = [one for one in rows if one.seq_id not in absent]  # type: ignore[assignment]
-        return [
-            new(Chunk, (one.seq_id, one.slot, one.offset + step, 1, True, False, growth.get(one.seq_id, NO_BLOCKS)))
-            for one in rows
-        ]
 
 
 def _line(sequence: Sequence) -> tuple[int, float, int]:

@@ -55,11 +55,19 @@ class Turns:
 
     def __iter__(self) -> Iterator[tuple[Sequence, Reason]]:
         """Sequences in order with the rule that put them there; each at most once."""
+        yield from self.pressing()
+        yield from self.in_turn()
+
+    def pressing(self) -> Iterator[tuple[Sequence, Reason]]:
+        """Those who go ahead of the turn: starving, then to be rescued."""
         for walk, reason in ((self._starving, Reason.STARVING), (self._urgent, Reason.RESCUE)):
             for sequence in walk:
                 if sequence.seq_id not in self._taken and self._may(sequence, reason):
                     self._taken.add(sequence.seq_id)
                     yield sequence, reason
+
+    def in_turn(self) -> Iterator[tuple[Sequence, Reason]]:
+        """The others, once `pressing` is exhausted."""
         while (in_turn := self._next_turn()) is not None:
             self._taken.add(in_turn.seq_id)
             yield in_turn, Reason.TURN if len(self._classes) > 1 else Reason.ONLY_CLASS_WAITING

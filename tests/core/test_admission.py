@@ -71,7 +71,7 @@ def test_the_pool_promises_all_workers_less_the_margin() -> None:
 
 
 def test_everybody_busy_means_the_guaranteed_share() -> None:
-    result = shares(default_policy(), {one: BUSY for one in ("high", "medium", "low")}, RATE)
+    result = shares(default_policy(), dict.fromkeys(("high", "medium", "low"), BUSY), RATE)
     assert result == pytest.approx({"high": 0.7, "medium": 0.2, "low": 0.1})
 
 

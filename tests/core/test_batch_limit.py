@@ -21,7 +21,13 @@ class Steps:
         self.num_steps = 0
 
     def run(
-        self, num_steps: int, step_s: float, *, binding: bool = True, together: int = 1000, tpot_s: float | None = TPOT_S
+        self,
+        num_steps: int,
+        step_s: float,
+        *,
+        binding: bool = True,
+        together: int = 1000,
+        tpot_s: float | None = TPOT_S,
     ) -> list[LimitChange]:
         changes = []
         for _ in range(num_steps):

@@ -181,17 +181,17 @@ def test_tier_credit_accrues_by_share_up_to_a_cap() -> None:
 @given(st.lists(st.tuples(st.integers(0, 9), st.floats(0.1, 50.0)), max_size=60))
 def test_least_first_finds_the_least_whatever_grew(charges: list[tuple[int, float]]) -> None:
     accounts = [Account(str(number), number, 1.0) for number in range(10)]
-    line = LeastFirst[Account](lambda one: (one.counter(0, 1.0), one.number), lambda one: True)
+    line = LeastFirst[Account](lambda one: (one.counter(0), one.number), lambda one: True)
     for account in accounts:
         line.push(account)
     for index, cost in charges:
         accounts[index].charge(cost)
-        assert line.least() is min(accounts, key=lambda one: (one.counter(0, 1.0), one.number))
+        assert line.least() is min(accounts, key=lambda one: (one.counter(0), one.number))
 
 
 def test_least_first_does_not_grow_with_members_that_come_and_go() -> None:
     present: set[str] = set()
-    line = LeastFirst[Account](lambda one: (one.counter(0, 1.0), one.number), lambda one: one.key in present)
+    line = LeastFirst[Account](lambda one: (one.counter(0), one.number), lambda one: one.key in present)
     keeper = Account("keeper", 0, 1.0)
     present.add("keeper")
     line.push(keeper)

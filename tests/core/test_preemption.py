@@ -117,7 +117,7 @@ def test_by_memory_the_least_urgent_class_yields_before_a_cheaper_return() -> No
 
 
 def test_by_memory_the_cheapest_block_then_the_latest_arrival_yields() -> None:
-    victims = [Victim(a_row(1, 2), 0.4, False, 4), Victim(a_row(2, 2), 0.4, False, 8), Victim(a_row(3, 2), 0.4, False, 8)]
+    victims = [Victim(a_row(number, 2), 0.4, False, blocks) for number, blocks in ((1, 4), (2, 8), (3, 8))]
     chosen = last_in_line(victims)
     assert chosen is not None
     assert chosen.sequence.number == 3

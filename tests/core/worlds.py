@@ -1,4 +1,4 @@
-"""A fake device for the core's tests: it runs plans, checks them as an executor would, and decides where answers end."""
+"""A fake device for the core's tests: it runs plans, checks them as an executor would, decides where answers end."""
 
 from __future__ import annotations
 
