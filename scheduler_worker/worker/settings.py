@@ -109,6 +109,16 @@ class WorkerSettings:
     kv_fraction: float | None = _setting(
         _number(0.01, 0.99), "Share of the memory left by the weights for the KV cache", default=None
     )
+    block_size: int = _setting(_whole_number(1, 1024), "Tokens of one KV block", default=16)
+    swap_bytes: int = _setting(
+        _whole_number(0, 1 << 50),
+        "Memory for the KV checkpoints of parked sequences; 0 recomputes them",
+        default=1 << 29,
+    )
+    checkpoint_dir: str | None = _setting(
+        _text, "Keep KV checkpoints as files in this folder; empty: in memory", default=None
+    )
+    revision: str | None = _setting(_text, "Pins the revision of a hub id", default=None)
     threads: int | None = _setting(
         _whole_number(1, 4096), "CPU threads of the model; empty: all cores but one", default=None
     )
@@ -134,6 +144,10 @@ class WorkerSettings:
             max_model_len=self.max_model_len,
             kv_bytes=self.kv_bytes,
             kv_fraction=self.kv_fraction,
+            block_size=self.block_size,
+            swap_bytes=self.swap_bytes,
+            checkpoint_dir=self.checkpoint_dir,
+            revision=self.revision,
             threads=self.threads,
             attention_backend=self.attention,  # type: ignore[arg-type]
         )
