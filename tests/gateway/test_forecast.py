@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from controlplane.gateway.forecast import ArrivalRate, Forecast
+from controlplane.gateway.forecast import Forecast
 from scheduler_worker.core import admission as core
+from scheduler_worker.core.forecast import ArrivalRate
 from scheduler_worker.core.policy import default_policy
 from scheduler_worker.protocol.messages import WorkerInfo
 from scheduler_worker.protocol.scripts import ClassReserve
