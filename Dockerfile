@@ -45,7 +45,9 @@ COPY controlplane controlplane
 COPY --from=frontend /src/frontend/dist frontend/dist
 USER 10001
 EXPOSE 8000
-CMD ["python", "-m", "uvicorn", "controlplane.asgi:application", "--host", "0.0.0.0", "--port", "8000"]
+# Without the bound, one open websocket keeps a stopping process alive until it is killed.
+CMD ["python", "-m", "uvicorn", "controlplane.asgi:application", "--host", "0.0.0.0", "--port", "8000", \
+     "--timeout-graceful-shutdown", "20"]
 
 FROM ${WORKER_IMAGE} AS worker
 # Triton compiles small launchers with the system's C compiler.

@@ -102,6 +102,12 @@ def test_processes_that_need_tables_wait_for_the_migration(services: dict[str, A
     assert services[name]["depends_on"]["migrate"]["condition"] == "service_completed_successfully"
 
 
+def test_web_ends_open_answers_before_it_would_be_killed(services: dict[str, Any]) -> None:
+    command = (ROOT / "Dockerfile").read_text()
+    graceful_s = int(re.findall(r'"--timeout-graceful-shutdown", "(\d+)"', command)[0])
+    assert graceful_s < int(services["web"]["stop_grace_period"].removesuffix("s"))
+
+
 # --- images ---
 
 
