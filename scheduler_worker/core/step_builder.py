@@ -28,6 +28,7 @@ from scheduler_worker.core.state import State, refusal, yielding
 from scheduler_worker.core.turns import Turns, is_urgent
 
 MIN_PREFILL_TOKENS: Final = 32
+MIN_TOKEN_S: Final = 1e-9
 MAX_ASKED: Final = 64
 Key = tuple[int, int, float, int]
 
@@ -175,7 +176,7 @@ class StepBuilder:
         tightest_s = min(state.class_policy(one).slo.tpot_s for one in state.lockstep.classes())
         shape = StepShape(num_decodes, 0, state.lockstep.num_kv_tokens(self._step))
         left_s = tightest_s - state.cost_model.predict(shape)
-        token_s = state.cost_model.prefill_token_s(state.policy.step.max_chunk_tokens)
+        token_s = max(state.cost_model.prefill_token_s(state.policy.step.max_chunk_tokens), MIN_TOKEN_S)
         if left_s < budget * token_s:
             affordable = int(left_s / token_s) if left_s > 0.0 else 0
             budget = min(budget, max(affordable, MIN_PREFILL_TOKENS))

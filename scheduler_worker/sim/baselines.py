@@ -145,7 +145,9 @@ class _CounterQueue:
         self._counters[tenant] = max(own, floor)
 
     def _least(self) -> deque[SequenceHeader] | None:
-        waiting = [(self._counters[one], fifo[0].arrival_number, fifo) for one, fifo in self._fifos.items() if fifo]
+        waiting = [
+            (self._counters[one], fifo[0].arrival_number, fifo) for one, fifo in self._fifos.items() if fifo
+        ]
         return min(waiting, key=lambda entry: entry[:2])[2] if waiting else None
 
     def peek(self) -> SequenceHeader | None:

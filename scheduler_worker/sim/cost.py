@@ -88,4 +88,4 @@ def _from_json(where: str, values: object) -> StepCost:
             raise MalformedCost(f"{where}: {name} is not a coefficient; known are {', '.join(known)}")
         if not isinstance(value, int | float) or not 0 <= value < float("inf"):
             raise MalformedCost(f"{where}: {name} is {value!r}; a number of 0 or more is needed")
-    return StepCost(**{name: 0.0 for name in known} | values)
+    return StepCost(**dict.fromkeys(known, 0.0) | values)

@@ -38,8 +38,10 @@ def _draw_depth(axis: Any, name: str, history: History, policy: Policy) -> None:
     axis.set_title(name)
     axis.set_ylabel("waiting requests")
     at = [sample.at for sample in history.samples]
-    for one, color in zip(policy.classes, _colors(policy)):
-        axis.plot(at, [sample.waiting.get(one.id, 0) for sample in history.samples], color=color, label=one.id, lw=1)
+    for one, color in zip(policy.classes, _colors(policy), strict=True):
+        axis.plot(
+            at, [sample.waiting.get(one.id, 0) for sample in history.samples], color=color, label=one.id, lw=1
+        )
     axis.legend(frameon=False)
 
 
@@ -47,9 +49,16 @@ def _draw_ttft(axis: Any, history: History, policy: Policy) -> None:
     axis.set_xlabel("s since the trace's start")
     axis.set_ylabel("TTFT, s")
     axis.set_yscale("log")
-    for one, color in zip(policy.classes, _colors(policy)):
-        served = [out for out in history.outcomes if out.request.class_id == one.id and out.ttft_s is not None]
-        axis.plot([out.arrived_at for out in served], [max(out.ttft_s or 0.0, 1e-4) for out in served], ",", color=color)
+    for one, color in zip(policy.classes, _colors(policy), strict=True):
+        served = [
+            out for out in history.outcomes if out.request.class_id == one.id and out.ttft_s is not None
+        ]
+        axis.plot(
+            [out.arrived_at for out in served],
+            [max(out.ttft_s or 0.0, 1e-4) for out in served],
+            ",",
+            color=color,
+        )
         axis.axhline(one.slo.ttft_s, color=color, ls="--", lw=0.8)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from scheduler_worker.core.plan import EventKind, Reason
@@ -33,11 +33,15 @@ def report(history: History, policy: Policy, num_workers: int) -> Figures:
     window_s = max((one.arrived_at for one in history.outcomes), default=0.0) or 1.0
     served = [one for one in history.outcomes if not one.refused]
     tokens = sum(one.request.num_prompt_tokens + one.num_output_tokens for one in served)
-    by_class = {one.id: [out for out in history.outcomes if out.request.class_id == one.id] for one in policy.classes}
+    by_class = {
+        one.id: [out for out in history.outcomes if out.request.class_id == one.id] for one in policy.classes
+    }
     good = sum(met(out, policy.find(out.request.class_id)) for out in served)
     return {
         "classes": {
-            one.id: _class_figures(by_class[one.id], one, tokens) for one in policy.classes if by_class[one.id]
+            one.id: _class_figures(by_class[one.id], one, tokens)
+            for one in policy.classes
+            if by_class[one.id]
         },
         "requests": len(history.outcomes),
         "rejected": len(history.outcomes) - len(served),
@@ -128,7 +132,7 @@ def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-_CLASS_ROWS = (
+_CLASS_ROWS: tuple[tuple[str, Callable[[Figures], str]], ...] = (
     ("requests, refused", lambda one: f"{one['requests']:,}, {one['rejected']:,}"),
     ("met both objectives", lambda one: _percent(one["slo_attainment"])),
     ("TTFT p50 / p95 / p99", lambda one: _triple(one["ttft_s"])),
@@ -136,7 +140,7 @@ _CLASS_ROWS = (
     ("longest wait", lambda one: _seconds(one["wait_s"]["max"])),
     ("share of tokens", lambda one: _percent(one["token_share"])),
 )
-_ALL_ROWS = (
+_ALL_ROWS: tuple[tuple[str, str, Callable[[float | None], str]], ...] = (
     ("tokens/s", "tokens_per_s", _number),
     ("goodput, requests/s", "goodput_rps", _number),
     ("offered, requests/s", "offered_rps", _number),
@@ -152,5 +156,9 @@ _ALL_ROWS = (
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    lines = ("  ".join([row[0].ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(row[1:], widths[1:]))]) for row in rows)
-    return "\n".join(line.rstrip() for line in lines)
+    return "\n".join(_line(row, widths) for row in rows)
+
+
+def _line(row: Sequence[str], widths: Sequence[int]) -> str:
+    cells = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+    return "  ".join([row[0].ljust(widths[0]), *cells]).rstrip()

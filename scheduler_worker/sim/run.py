@@ -7,12 +7,12 @@ another's claim all take `network_s` to travel, so that races are lost as they a
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final, Protocol
 
-from scheduler_worker.core.plan import Applied, Event, RowResult, StepPlan, StepResult
+from scheduler_worker.core.plan import Applied, Event, Finished, RowResult, StepPlan, StepResult
 from scheduler_worker.core.scheduler import SchedulerVerbs
 from scheduler_worker.core.sequence import FinishReason, SequenceHeader
 from scheduler_worker.sim.cost import StepCost
@@ -91,6 +91,8 @@ class Admission(Protocol):
     """The gateway's question, answered by the core's code: None when accepted, else seconds to come back."""
 
     def refusal(self, header: SequenceHeader, now: float) -> float | None: ...
+    def claimed(self, seq_ids: Iterable[str]) -> None: ...
+    def ended(self, seq_id: str, class_id: str, num_output_tokens: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,12 +185,16 @@ class Simulation:
             arrival_number=index + 1,
             arrived_at=self.now,
             num_prompt_tokens=request.num_prompt_tokens,
-            max_tokens=request.num_output_tokens if known else max(self._options.max_tokens, request.num_output_tokens),
+            max_tokens=request.num_output_tokens
+            if known
+            else max(self._options.max_tokens, request.num_output_tokens),
             block_hashes=request.block_hashes,
         )
 
-    def _end(self, outcome: Outcome, reason: FinishReason) -> None:
-        if reason is FinishReason.FAILED:
+    def _end(self, outcome: Outcome, ended: Finished) -> None:
+        if self._admission is not None:
+            self._admission.ended(ended.seq_id, ended.class_id, ended.num_generated_tokens)
+        if ended.reason is FinishReason.FAILED:
             if outcome.first_scheduled_at is None:
                 self._waiting[outcome.request.class_id] -= 1
             self._refuse(outcome)
@@ -207,7 +213,9 @@ class Simulation:
 
     def step_s(self, cost: StepCost, plan: StepPlan) -> float:
         """The truth about a plan's duration, with the device's noise."""
-        swapped = sum(len(one.blocks) for one in plan.swap_outs) + sum(len(one.blocks) for one in plan.swap_ins)
+        swapped = sum(len(one.blocks) for one in plan.swap_outs) + sum(
+            len(one.blocks) for one in plan.swap_ins
+        )
         self.history.swapped_blocks += swapped
         seconds = cost.seconds(plan.shape, swapped)
         return seconds * max(0.1, self._noise.gauss(1.0, cost.noise)) if cost.noise else seconds
@@ -243,9 +251,14 @@ class Simulation:
             outcome.num_output_tokens += num_tokens
         for ended in applied.finished:
             if ended.reason is not FinishReason.WITHDRAWN:
-                self._end(self._by_id[ended.seq_id], ended.reason)
+                self._end(self._by_id[ended.seq_id], ended)
         if self._observer is not None:
             self._observer(applied)
+
+    def note_claimed(self, seq_ids: tuple[str, ...]) -> None:
+        """The gateway sees in Redis that these wait no more."""
+        if self._admission is not None:
+            self._admission.claimed(seq_ids)
 
     def result(self, plan: StepPlan, duration_s: float) -> StepResult:
         """What the model would have said: a token for each chunk that samples, a stop at the true length."""
@@ -264,6 +277,7 @@ class Simulation:
         won = tuple(one for one in seq_ids if self._claimed.setdefault(one, worker.index) == worker.index)
         lost = tuple(one for one in seq_ids if one not in won)
         self.history.lost_races += len(lost)
+        self.note_claimed(won)
         self.at(self.now + self._options.network_s, worker.answered, won, lost)
         for other in self._workers:
             if other is not worker:
@@ -333,6 +347,7 @@ class _Worker:
             return
         if self._simulation.alone:
             self._scheduler.claim(candidates, now)
+            self._simulation.note_claimed(candidates)
             return
         self._asking.update(candidates)
         self._simulation.at(now + self._simulation.network_s, self._simulation.race, self, candidates)
@@ -359,7 +374,9 @@ class _Worker:
     def _poll(self, now: float) -> None:
         """Work that waits for time alone (a residency, a claim under way): look again soon."""
         if now - self._progress_at > STALL_S and not self._asking:
-            raise SimulationStalled(f"worker {self.index} had work but planned nothing for {STALL_S:g} s at {now:.3f} s")
+            raise SimulationStalled(
+                f"worker {self.index} had work but planned nothing for {STALL_S:g} s at {now:.3f} s"
+            )
         self._polling = True
         self._simulation.at(now + POLL_S, self._polled)
 

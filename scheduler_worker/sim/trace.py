@@ -70,10 +70,14 @@ def _parser(path: Path, header: frozenset[str]) -> Callable[[Row], Request]:
     raise MalformedTrace(path, 1, f"the header {','.join(sorted(header))} is none of: {known}")
 
 
-def _parse_rows(path: Path, reader: csv.DictReader[str], parse: Callable[[Row], Request]) -> Iterator[Request]:
+def _parse_rows(
+    path: Path, reader: csv.DictReader[str], parse: Callable[[Row], Request]
+) -> Iterator[Request]:
     for row in reader:
         if None in row or None in row.values():
-            raise MalformedTrace(path, reader.line_num, "the row has another number of columns than the header")
+            raise MalformedTrace(
+                path, reader.line_num, "the row has another number of columns than the header"
+            )
         try:
             yield parse(row)
         except ValueError as error:
@@ -105,7 +109,9 @@ def _azure_row(row: Row) -> Request:
     try:
         instant = datetime.fromisoformat(stamp[:26])
     except ValueError:
-        raise ValueError(f"TIMESTAMP is {stamp!r}; a date and time like 2023-11-16 18:15:46.68 is needed") from None
+        raise ValueError(
+            f"TIMESTAMP is {stamp!r}; a date and time like 2023-11-16 18:15:46.68 is needed"
+        ) from None
     return Request(
         arrival_s=(instant - datetime(1970, 1, 1)).total_seconds(),
         num_prompt_tokens=_count("ContextTokens", row["ContextTokens"]),

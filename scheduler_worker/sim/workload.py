@@ -9,7 +9,9 @@ from random import Random
 from scheduler_worker.sim.trace import Request
 
 
-def assign_classes(requests: Sequence[Request], shares: Sequence[tuple[str, float]], seed: int) -> list[Request]:
+def assign_classes(
+    requests: Sequence[Request], shares: Sequence[tuple[str, float]], seed: int
+) -> list[Request]:
     """Give every request without a class one, drawn by `shares` (class id, weight)."""
     draw = Random(f"classes-{seed}")
     ids = [class_id for class_id, _ in shares]

@@ -89,7 +89,9 @@ def test_a_bounded_queue_refuses_beyond_its_bound() -> None:
 
 
 def test_displacing_throws_out_the_least_urgent() -> None:
-    requests = [Request(0.0, 100, 40, "low") for _ in range(30)] + [Request(0.01, 100, 40, "high") for _ in range(5)]
+    requests = [Request(0.0, 100, 40, "low") for _ in range(30)] + [
+        Request(0.01, 100, 40, "high") for _ in range(5)
+    ]
     scheduler = BaselineScheduler("priority", POLICY, SMALL, BaselineOptions(queue_bound=10, displace=True))
     history = Simulation(requests, [scheduler], [H200_1B], Options()).run()
     assert not any(one.refused for one in history.outcomes if one.request.class_id == "high")
@@ -105,4 +107,9 @@ def test_memory_pressure_recomputes_and_still_ends_every_request() -> None:
 
 
 def test_nearest_rank_of_a_known_list() -> None:
-    assert [nearest_rank([1.0, 2.0, 3.0, 4.0], share) for share in (0.5, 0.75, 0.99, 1.0)] == [2.0, 3.0, 4.0, 4.0]
+    assert [nearest_rank([1.0, 2.0, 3.0, 4.0], share) for share in (0.5, 0.75, 0.99, 1.0)] == [
+        2.0,
+        3.0,
+        4.0,
+        4.0,
+    ]

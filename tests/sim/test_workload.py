@@ -31,7 +31,9 @@ def test_a_compressed_trace_has_the_rate_that_was_asked_for() -> None:
 
 
 @given(st.floats(1.5, 40.0), st.integers(0, 100))
-def test_superposed_copies_have_about_the_trace_s_size_and_the_rate_asked_for(rate_rps: float, seed: int) -> None:
+def test_superposed_copies_have_about_the_trace_s_size_and_the_rate_asked_for(
+    rate_rps: float, seed: int
+) -> None:
     merged = superposed(TRACE, rate_rps, seed)
     assert 0.9 * len(TRACE) <= len(merged) <= 1.1 * len(TRACE)
     assert max(one.arrival_s for one in merged) <= len(TRACE) / rate_rps * 1.01

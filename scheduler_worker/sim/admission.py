@@ -1,0 +1,56 @@
+"""The gateway's question on simulated time: the core's forecast, what waits unclaimed, and the workers' cost models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from scheduler_worker.core.admission import Refused, WorkerCapacity, request_cost
+from scheduler_worker.core.forecast import Forecast, Waiting
+from scheduler_worker.core.plan import Capacity
+from scheduler_worker.core.policy import Policy
+from scheduler_worker.core.scheduler import Scheduler
+from scheduler_worker.core.sequence import SequenceHeader
+
+
+class SimulatedAdmission:
+    """One gateway in front of all workers, which publish their cost models without delay."""
+
+    def __init__(self, policy: Policy, schedulers: Sequence[Scheduler], capacity: Capacity) -> None:
+        self._policy = policy
+        self._forecast = Forecast()
+        self._load: dict[str, Waiting] = {}
+        self._reserved: dict[str, tuple[str, float]] = {}
+        num_kv_tokens = capacity.num_blocks * capacity.block_size
+        self._workers = [
+            WorkerCapacity(capacity.num_slots, num_kv_tokens, one.cost_model) for one in schedulers
+        ]
+
+    def refusal(self, header: SequenceHeader, now: float) -> float | None:
+        """None when the request may enter (its place is then reserved), else seconds to come back."""
+        class_id = self._policy.find(header.class_id).id
+        ask = self._forecast.ask(class_id, header.num_prompt_tokens, header.max_tokens)
+        decision = self._forecast.decide(self._policy, ask, self._load, self._workers, 1, now)
+        if isinstance(decision, Refused):
+            return decision.retry_after_s
+        cost = request_cost(self._policy, ask)
+        self._forecast.accepted(ask, cost, now)
+        self._reserved[header.seq_id] = (class_id, cost)
+        self._change(class_id, 1, cost)
+        return None
+
+    def claimed(self, seq_ids: Iterable[str]) -> None:
+        """Workers took these; they wait no more."""
+        for seq_id in seq_ids:
+            class_id, cost = self._reserved.pop(seq_id, ("", 0.0))
+            if class_id:
+                self._change(class_id, -1, -cost)
+
+    def ended(self, seq_id: str, class_id: str, num_output_tokens: int) -> None:
+        """An answer ended; its length teaches what to expect."""
+        self.claimed((seq_id,))
+        self._forecast.ended(class_id, num_output_tokens)
+
+    def _change(self, class_id: str, num: int, cost: float) -> None:
+        before = self._load.get(class_id, Waiting(0, 0.0))
+        left = before.num + num
+        self._load[class_id] = Waiting(left, before.cost + cost if left else 0.0)
