@@ -1,5 +1,6 @@
 // A stand-in for the control plane, for work on the pages alone: `npm run dev:mock`. Never part of a build.
-// `GET /mock/<scenario>` changes what it plays: broken, calm, silent, empty, no-worker, drop (cuts every socket).
+// `GET /mock/<scenario>` changes what it plays: broken, no-cause, calm, silent, empty, no-worker, gap; `drop` cuts every
+// socket, `refuse` and `accept` say what happens to new ones, `other-editor` publishes as somebody else.
 
 import { createHash } from 'node:crypto';
 import type { IncomingMessage, ServerResponse } from 'node:http';
@@ -27,6 +28,7 @@ const versions: Version[] = [
 ];
 const sockets = new Set<Duplex>();
 let signedIn = true;
+let refusesSockets = false;
 
 export function mockBackend(): Plugin {
   return {
@@ -48,7 +50,9 @@ function serve(server: Server): void {
     });
   });
   server.httpServer?.on('upgrade', (request, socket) => {
-    if (request.url === '/ws/live/') speak(request, socket);
+    if (request.url !== '/ws/live/') return;
+    if (refusesSockets) socket.destroy();
+    else speak(request, socket);
   });
 }
 
@@ -66,7 +70,7 @@ async function answer(request: IncomingMessage, response: ServerResponse): Promi
 
 function control(scenario: string, response: ServerResponse): boolean {
   if (scenario === 'drop') for (const socket of sockets) socket.destroy();
-  else if (scenario === 'sign-out') signedIn = false;
+  else if (scenario === 'refuse' || scenario === 'accept') refusesSockets = scenario === 'refuse';
   else if (scenario === 'other-editor') publishAs('M. Okafor', { ...active().document, step: { ...(active().document.step as object), max_chunk_tokens: 256 } }, 'Shorter chunks');
   else setScenario(scenario);
   return json(response, 200, { scenario });

@@ -36,9 +36,16 @@ function PolicyPill() {
   const silent = snapshot.workers.filter((worker) => worker.state === 'silent').length;
   return (
     <Link className="pill opt" to="/policies">
-      Policy v{version}{' '}
+      Policy{' '}
+      <span data-figure="policy_version" data-value={version}>
+        v{version}
+      </span>{' '}
       <span className="k">
-        on {snapshot.num_workers_on_policy} of {plural(snapshot.num_workers, 'worker')}
+        on{' '}
+        <span data-figure="num_workers_on_policy" data-value={snapshot.num_workers_on_policy}>
+          {snapshot.num_workers_on_policy}
+        </span>{' '}
+        of {plural(snapshot.num_workers, 'worker')}
         {silent === 0 ? '' : `, ${silent} silent`}
       </span>
     </Link>

@@ -98,7 +98,7 @@ export function bytes(value: number | null): string {
 }
 
 export function watts(value: number): string {
-  return value >= 1000 ? `${significant(value / 1000)} kW` : `${significant(value, value < 10 ? 2 : 3)} W`;
+  return value >= 1000 ? `${significant(value / 1000)} kW` : `${value < 10 ? significant(value, 2) : count(value)} W`;
 }
 
 /** "1 worker", "4 workers"; irregular plurals are given. */

@@ -69,6 +69,7 @@ describe('a card', () => {
   it('says which half is broken and for how long', () => {
     expect(promiseLine(aClass('high', { ttft_state: late }), NOW, false)).toBe('TTFT broken 4 min 20 s');
     expect(promiseLine(aClass('high', { ttft_state: late }), NOW, true)).toBe('TTFT was broken');
+    expect(promiseLine(aClass('high', { ttft_state: late, tpot_state: late }), NOW, false)).toBe('both broken 4 min 20 s');
     expect(promiseLine(aClass('high'), NOW, false)).toBe('both kept');
   });
 

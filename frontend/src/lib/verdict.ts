@@ -84,8 +84,9 @@ export function noWorkerLine(snapshot: LiveSnapshot): string {
 export function promiseLine(one: ClassLive, now: number, isOld: boolean): string {
   const broken = (['ttft', 'tpot'] as const).filter((metric) => !stateOf(one, metric).kept);
   if (broken.length === 0) return one.num_finished === 0 ? 'nothing finished' : 'both kept';
-  const names = broken.map(metricName).join(' and ');
-  if (isOld) return `${names} was broken`;
+  const [first = 'ttft', second] = broken;
+  const names = second === undefined ? metricName(first) : 'both';
+  if (isOld) return `${names} ${second === undefined ? 'was' : 'were'} broken`;
   const since = Math.min(...broken.map((metric) => stateOf(one, metric).broken_since ?? now));
   return `${names} broken ${duration(now - since)}`;
 }

@@ -12,6 +12,7 @@ import { Sparkline } from './Sparkline';
 export function Workers({ snapshot, points }: { snapshot: LiveSnapshot; points: readonly Point[] }) {
   const state = usePanelState(snapshot.workers_at, snapshot.workers.length > 0);
   const total = sharedTotal(snapshot.workers);
+  const note = areEstimates(snapshot.workers) ? ', est.' : '';
   return (
     <Panel
       title="Workers"
@@ -46,9 +47,10 @@ export function Workers({ snapshot, points }: { snapshot: LiveSnapshot; points: 
             <th className="r">
               Memory<span className="hide-m">{total === null ? '' : ` of ${bytes(total)}`}</span>
             </th>
-            <th className="r">Power</th>
+            <th className="r">Power{note}</th>
             <th className="r hide-m">
               <Term name="joule">J / 1k</Term>
+              {note}
             </th>
             <th className="r">Seen</th>
           </tr>
@@ -67,6 +69,7 @@ export function Workers({ snapshot, points }: { snapshot: LiveSnapshot; points: 
 function WorkerRow({ worker, snapshot, points }: { worker: WorkerLive; snapshot: LiveSnapshot; points: readonly Point[] }) {
   const { device } = worker;
   const kv = kvShare(worker);
+  const mark = areEstimates(snapshot.workers) ? '' : estimated(worker);
   const isBehind = snapshot.policy_version !== null && worker.policy_version !== snapshot.policy_version;
   return (
     <tr className={worker.state === 'live' ? '' : 'gone'}>
@@ -74,7 +77,9 @@ function WorkerRow({ worker, snapshot, points }: { worker: WorkerLive; snapshot:
         <b className="id">{worker.id}</b> <span className="k hide-m device" title={device.name}>{deviceName(device.name)}</span>
       </td>
       <td data-label="Policy">
-        v{worker.policy_version}
+        <span data-figure={`${worker.id}.policy_version`} data-value={worker.policy_version}>
+          v{worker.policy_version}
+        </span>
         {isBehind ? <span className="k">, not yet v{snapshot.policy_version}</span> : null}
       </td>
       <td className="r" data-label="Slots">
@@ -99,16 +104,21 @@ function WorkerRow({ worker, snapshot, points }: { worker: WorkerLive; snapshot:
         {bytes(device.memory_used_bytes)}
       </td>
       <td className="r" data-label="Power">
-        {device.power_w === null ? <Unknown /> : `${watts(device.power_w)}${estimated(worker)}`}
+        {device.power_w === null ? <Unknown /> : `${watts(device.power_w)}${mark}`}
       </td>
       <td className="r hide-m" data-label="J / 1k">
-        {device.joules_per_1k_tokens === null ? <Unknown /> : `${significant(device.joules_per_1k_tokens)}${estimated(worker)}`}
+        {device.joules_per_1k_tokens === null ? <Unknown /> : `${significant(device.joules_per_1k_tokens)}${mark}`}
       </td>
       <td className="r" data-label="Seen">
         <Seen worker={worker} />
       </td>
     </tr>
   );
+}
+
+/** Then the column says it once, instead of every cell. */
+function areEstimates(workers: readonly WorkerLive[]): boolean {
+  return workers.length > 0 && workers.every((worker) => worker.device.energy_estimated);
 }
 
 /** The memory that every device has; null where they differ or do not say. */

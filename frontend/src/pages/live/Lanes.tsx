@@ -25,9 +25,8 @@ export function Lanes({ snapshot }: { snapshot: LiveSnapshot }) {
   const state = usePanelState(snapshot.workers_at ?? snapshot.at, snapshot.classes.length > 0);
   const [pointed, setPointed] = useState<Pointed | null>(null);
   const workers = snapshot.workers.filter((worker) => worker.state !== 'gone');
-  const sub = `${count(snapshot.num_waiting)} waiting, ${count(snapshot.num_running)} running in ${count(snapshot.num_slots)} slots, ${count(snapshot.num_parked)} parked`;
   return (
-    <Panel title="From queue to device" sub={sub} state={state} loadingHeight={280} empty="No class is known yet.">
+    <Panel title="From queue to device" sub={<Sums snapshot={snapshot} />} state={state} loadingHeight={280} empty="No class is known yet.">
       <div className="lanes" style={gridOf(workers.length)} onMouseLeave={() => setPointed(null)}>
         <Header workers={workers} />
         {snapshot.classes.map((one) => (
@@ -38,6 +37,23 @@ export function Lanes({ snapshot }: { snapshot: LiveSnapshot }) {
       <LaneLegend />
       <SharedCard pointed={pointed} snapshot={snapshot} onClose={() => setPointed(null)} />
     </Panel>
+  );
+}
+
+function Sums({ snapshot }: { snapshot: LiveSnapshot }) {
+  return (
+    <>
+      <Sum name="num_waiting" value={snapshot.num_waiting} /> waiting, <Sum name="num_running" value={snapshot.num_running} /> running in{' '}
+      <Sum name="num_slots" value={snapshot.num_slots} /> slots, <Sum name="num_parked" value={snapshot.num_parked} /> parked
+    </>
+  );
+}
+
+function Sum({ name, value }: { name: string; value: number }) {
+  return (
+    <span data-figure={name} data-value={value}>
+      {count(value)}
+    </span>
   );
 }
 

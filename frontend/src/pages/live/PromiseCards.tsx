@@ -10,7 +10,7 @@ import { Panel } from '../../components/Panel';
 import type { ChartModel } from '../../components/plot';
 import { Term } from '../../components/Term';
 import { columns } from '../../lib/chart';
-import { latency, latencyBeside, latencyText, objective, percent, wholePercent } from '../../lib/format';
+import { count, latency, latencyBeside, latencyText, objective, percent, wholePercent } from '../../lib/format';
 import type { PanelState } from '../../lib/panelState';
 import { isOld } from '../../lib/panelState';
 import { duration } from '../../lib/time';
@@ -124,6 +124,7 @@ function Foot({ one }: { one: ClassLive }) {
             {percent(one.attainment)}
           </b>{' '}
           <span className="k">of {percent(one.objective.target)}</span>
+          <Counts one={one} />
         </dd>
       </div>
       <div>
@@ -139,6 +140,22 @@ function Foot({ one }: { one: ClassLive }) {
         </dd>
       </div>
     </dl>
+  );
+}
+
+/** What the share is a share of: one late of three says less than ten of thirty. */
+function Counts({ one }: { one: ClassLive }) {
+  if (one.num_finished === 0) return null;
+  return (
+    <span className="counts nw">
+      <span data-figure={`${one.id}.num_late`} data-value={one.num_late}>
+        {count(one.num_late)}
+      </span>{' '}
+      late of{' '}
+      <span data-figure={`${one.id}.num_finished`} data-value={one.num_finished}>
+        {count(one.num_finished)}
+      </span>
+    </span>
   );
 }
 

@@ -34,6 +34,8 @@ interface ChartPanelProps {
   title: ReactNode;
   state: PanelState;
   value: string;
+  /** The figure as it came, with the name that tests and scripts read it by. */
+  raw: { name: string; value: number | null };
   label: string;
   height: number;
   model: ChartModel;
@@ -41,7 +43,7 @@ interface ChartPanelProps {
   empty: string;
 }
 
-function ChartPanel({ title, state, value, label, height, model, children, empty }: ChartPanelProps) {
+function ChartPanel({ title, state, value, raw, label, height, model, children, empty }: ChartPanelProps) {
   const [asTable, setAsTable] = useState(false);
   const toggle = (
     <button
@@ -55,7 +57,11 @@ function ChartPanel({ title, state, value, label, height, model, children, empty
     </button>
   );
   return (
-    <Panel title={title} state={state} figure={<span className="val">{value}</span>} tools={toggle} loadingHeight={220} empty={empty}>
+    <Panel title={title} state={state} figure={
+        <span className="val" data-figure={raw.name} data-value={raw.value ?? ''}>
+          {value}
+        </span>
+      } tools={toggle} loadingHeight={220} empty={empty}>
       <div className="pb">
         <Chart label={label} height={height} model={model} asTable={asTable} />
         {children}
@@ -112,6 +118,7 @@ function Tokens({ snapshot, points }: Props) {
       title="Tokens generated"
       state={state}
       value={`${rate(snapshot.tokens_per_s)} /s`}
+      raw={{ name: 'tokens_per_s', value: snapshot.tokens_per_s }}
       label={`Tokens generated per second by class, last ${duration(frame.spanS)}`}
       height={132}
       model={model}
@@ -121,7 +128,10 @@ function Tokens({ snapshot, points }: Props) {
         {snapshot.classes.map((one) => (
           <span key={one.id} data-color={one.color}>
             <i className="sw area" />
-            {one.id} {rate(one.tokens_per_s)}
+            {one.id}{' '}
+            <span data-figure={`${one.id}.tokens_per_s`} data-value={one.tokens_per_s}>
+              {rate(one.tokens_per_s)}
+            </span>
           </span>
         ))}
       </div>
@@ -135,7 +145,8 @@ function GoodputNote({ snapshot }: { snapshot: LiveSnapshot }) {
   if (good === null || all === null) return <p className="note">No request has finished in the window.</p>;
   return (
     <p className="note">
-      <Term name="goodput">Goodput</Term>: {significant(good)} of {significant(all)} requests/s met all their objectives.
+      <Term name="goodput">Goodput</Term>: <span data-figure="goodput_rps" data-value={good}>{significant(good)}</span> of{' '}
+      <span data-figure="finished_rps" data-value={all}>{significant(all)}</span> requests/s met all their objectives.
     </p>
   );
 }
@@ -179,6 +190,7 @@ function StepTime({ snapshot, points }: Props) {
       }
       state={state}
       value={`p99 ${latencyText(snapshot.step_p99_s)}`}
+      raw={{ name: 'step_p99_s', value: snapshot.step_p99_s }}
       label={`Step time, last ${duration(frame.spanS)}`}
       height={132}
       model={model}
@@ -246,6 +258,7 @@ function BatchLimit({ snapshot, points }: Props) {
       }
       state={state}
       value={limit === null ? '–' : `${mean(limit)} slots`}
+      raw={{ name: 'batch_limit', value: limit }}
       label={`Batch limit and running sequences per worker, last ${duration(frame.spanS)}`}
       height={116}
       model={model}

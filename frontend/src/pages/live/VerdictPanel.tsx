@@ -35,7 +35,7 @@ function Broken({ snapshot, state }: Props) {
   const one = words.classOf(snapshot, verdict.class_id);
   const seenAt = isOld(state) ? snapshot.at : null;
   return (
-    <section className={`panel verdict ${isOld(state) ? 'is-old' : ''}`} aria-labelledby="verdict" data-state={state.kind}>
+    <section className={`panel verdict ${isOld(state) ? 'is-old' : ''}`} aria-labelledby="verdict" data-state={state.kind} data-verdict={snapshot.verdict.kind}>
       <div className="what">
         <h2 className="head" id="verdict">
           <Icon name="bad" />
@@ -106,7 +106,7 @@ function Quiet({ snapshot, state }: Props) {
   const { head, say } = words.quietLine(snapshot, isOld(state) ? snapshot.at : now);
   const seen = isOld(state) ? `Last seen at ${utc(snapshot.at)}: ` : '';
   return (
-    <section className={`panel kept ${isOld(state) ? 'is-old' : ''}`} aria-label={head} data-state={state.kind}>
+    <section className={`panel kept ${isOld(state) ? 'is-old' : ''}`} aria-label={head} data-state={state.kind} data-verdict={snapshot.verdict.kind}>
       <Icon name={snapshot.verdict.kind === 'kept' ? 'ok' : 'info'} />
       <b>
         {seen}
@@ -121,7 +121,7 @@ function Quiet({ snapshot, state }: Props) {
 
 function NoWorker({ snapshot, state }: Props) {
   return (
-    <section className={`panel silent ${isOld(state) ? 'is-old' : ''}`} aria-label="No worker" data-state={state.kind}>
+    <section className={`panel silent ${isOld(state) ? 'is-old' : ''}`} aria-label="No worker" data-state={state.kind} data-verdict={snapshot.verdict.kind}>
       <Icon name="off" />
       <div>
         <h2>{isOld(state) ? `Last seen at ${utc(snapshot.at)}: no worker was connected` : 'No worker is connected'}</h2>

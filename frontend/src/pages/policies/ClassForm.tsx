@@ -79,7 +79,7 @@ function ClassId({ editor, index, field }: { editor: Editor; index: number; fiel
       value={valueAt(editor.draft, path)}
       base={undefined}
       label={`New class ${index + 1}, name`}
-      mistakeId={mistakesAt(editor.mistakes, path).length > 0 ? mistakeId(field) : null}
+      mistake={mistakesAt(editor.mistakes, path)[0]?.message ?? null}
       onChange={editor.set}
     />
   );
@@ -113,7 +113,7 @@ function Row({ editor, field }: { editor: Editor; field: Field }) {
             value={valueAt(draft, path)}
             base={old === undefined ? undefined : (valueAt(old, field.path) ?? null)}
             label={`${one.id}, ${field.title.replace(/^…/, 'preemption ')}`}
-            mistakeId={mistakesAt(editor.mistakes, path).length > 0 ? mistakeId(field) : null}
+            mistake={mistakesAt(editor.mistakes, path)[0]?.message ?? null}
             onChange={editor.set}
           />
         );
@@ -141,16 +141,12 @@ function FieldTitle({ field }: { field: Field }) {
   );
 }
 
-function mistakeId(field: Field): string {
-  return `m-${field.path}`;
-}
-
 function RowMistakes({ editor, field }: { editor: Editor; field: Field | undefined }) {
   if (field === undefined) return null;
   const found = editor.draft.classes.flatMap((_, index) => mistakesAt(editor.mistakes, `classes.${index}.${field.path}`));
   if (found.length === 0) return null;
   return (
-    <div className="msgrow errr" id={mistakeId(field)}>
+    <div className="msgrow errr">
       <Icon name="bad" />
       <span>
         {found.map((mistake) => (

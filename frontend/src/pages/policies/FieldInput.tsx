@@ -15,8 +15,8 @@ export interface FieldInputProps {
   /** The value of the base version; undefined where the base has none. */
   base: Json | undefined;
   label: string;
-  /** The id of the element that says what is wrong. */
-  mistakeId: string | null;
+  /** What is wrong with the value. Shown by the form beside the field; read out with it. */
+  mistake: string | null;
   onChange: (path: string, value: Json) => void;
   /** Choices of a field whose schema does not list them. */
   choices?: readonly { value: string; label: string }[];
@@ -24,10 +24,10 @@ export interface FieldInputProps {
 }
 
 export function FieldInput(props: FieldInputProps) {
-  const { base, value, field, mistakeId } = props;
+  const { base, value, field, mistake } = props;
   const isChanged = base !== undefined && base !== (value ?? null);
   return (
-    <div className={`f ${isChanged ? 'chg' : ''} ${mistakeId === null ? '' : 'err'}`}>
+    <div className={`f ${isChanged ? 'chg' : ''} ${mistake === null ? '' : 'err'}`}>
       <Control {...props} />
       {isChanged ? <small>was {inWords(base, field)}</small> : null}
     </div>
@@ -42,12 +42,9 @@ function Control(props: FieldInputProps) {
   return <NumberControl {...props} />;
 }
 
-function accessible({ path, label, mistakeId }: FieldInputProps) {
-  return {
-    id: `f-${path}`,
-    'aria-label': label,
-    ...(mistakeId === null ? {} : { 'aria-invalid': true, 'aria-describedby': mistakeId }),
-  };
+/** Name and mistake for those who do not see the form; the visible message stands under the whole row. */
+function accessible({ path, label, mistake }: FieldInputProps) {
+  return { id: `f-${path}`, 'aria-label': label, error: mistake, errorProps: { className: 'sr' } };
 }
 
 function NumberControl(props: FieldInputProps) {
@@ -69,7 +66,6 @@ function NumberControl(props: FieldInputProps) {
       thousandSeparator=","
       allowNegative={false}
       allowDecimal={field.kind === 'number' || unit.factor !== 1}
-      error={props.mistakeId !== null}
       placeholder={field.nullable ? 'not set' : ''}
       rightSection={unit.label === '' ? null : <span className="u">{unit.label}</span>}
       rightSectionWidth={unit.label === '' ? 8 : unit.label.length * 7 + 14}
@@ -112,7 +108,6 @@ function ChoiceControl(props: FieldInputProps) {
       value={typeof value === 'string' ? value : ''}
       onChange={(next) => onChange(path, next === null || next === '' ? null : next)}
       allowDeselect={false}
-      error={props.mistakeId !== null}
     />
   );
 }
@@ -124,7 +119,6 @@ function TextControl(props: FieldInputProps) {
       {...accessible(props)}
       value={typeof value === 'string' ? value : ''}
       onChange={(event) => onChange(path, event.currentTarget.value)}
-      error={props.mistakeId !== null}
     />
   );
 }

@@ -69,7 +69,7 @@ function SharedField({ editor, field }: { editor: Editor; field: Field }) {
         value={valueAt(editor.draft, field.path)}
         base={valueAt(editor.base.document, field.path) ?? null}
         label={field.title}
-        mistakeId={found.length > 0 ? `m-${field.path}` : null}
+        mistake={found[0]?.message ?? null}
         onChange={editor.set}
       />
       {field.description === '' ? null : <small className="hint">{field.description}</small>}
@@ -82,7 +82,7 @@ function Mistakes({ editor, field }: { editor: Editor; field: Field }) {
   const found = mistakesAt(editor.mistakes, field.path);
   if (found.length === 0) return null;
   return (
-    <p className="msgrow errr" id={`m-${field.path}`}>
+    <p className="msgrow errr">
       <Icon name="bad" />
       <span>{found.map((mistake) => sentence(editor.draft, mistake, field)).join(' ')}</span>
     </p>
@@ -100,7 +100,7 @@ function DefaultClass({ editor }: { editor: Editor }) {
         value={editor.draft.default_class}
         base={editor.base.document.default_class}
         label={DEFAULT_CLASS.title}
-        mistakeId={found.length > 0 ? 'm-default_class' : null}
+        mistake={found[0]?.message ?? null}
         onChange={editor.set}
         choices={editor.draft.classes.map((one) => ({ value: one.id, label: one.id }))}
         emptyWords="the least urgent"

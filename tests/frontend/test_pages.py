@@ -1,0 +1,169 @@
+"""The pages in a real Chromium, in front of made-up numbers: states, words, keys, themes and widths."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.e2e import ui_pages as ui
+from tests.frontend.conftest import Mock
+
+pytestmark = pytest.mark.browser
+
+Open = Callable[..., Page]
+WIDTHS = [390, 720, 1000, 1280, 1440]
+LIVE_SCENARIOS = ["broken", "calm", "silent", "empty", "no-worker"]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_state_of_the_live_page_is_accessible(open_live: Open, theme: str) -> None:
+    mistakes = {
+        scenario: ui.accessibility_mistakes(open_live(scenario=scenario, theme=theme))
+        for scenario in LIVE_SCENARIOS
+    }
+    assert mistakes == {scenario: [] for scenario in LIVE_SCENARIOS}
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("path", ["/policies", "/playground"])
+def test_the_other_pages_are_accessible(open_live: Open, path: str, theme: str) -> None:
+    assert ui.accessibility_mistakes(open_live(path, theme=theme)) == []
+
+
+@pytest.mark.parametrize("path", ["/live", "/policies", "/playground"])
+def test_no_page_is_wider_than_its_window(open_live: Open, path: str) -> None:
+    page = open_live(path)
+    too_wide = {}
+    for width in WIDTHS:
+        page.set_viewport_size({"width": width, "height": 1000})
+        too_wide[width] = ui.overflow_px(page)
+    assert too_wide == dict.fromkeys(WIDTHS, 0)
+
+
+def test_the_page_opens_with_the_broken_promise_and_its_cause(open_live: Open) -> None:
+    page = open_live(scenario="broken")
+    assert ui.verdict(page) == "broken"
+    expect(
+        page.get_by_role("heading", name="high is breaking its promise: late first tokens")
+    ).to_be_visible()
+    expect(page.get_by_text("Nobody is left to yield", exact=False)).to_be_visible()
+    expect(page).to_have_title("(1) high: late first tokens · Tidegate")
+
+
+def test_a_cause_that_the_events_do_not_show_is_not_guessed(open_live: Open) -> None:
+    page = open_live(scenario="no-cause")
+    expect(page.get_by_text("No cause found in the scheduler’s events.")).to_be_visible()
+
+
+def test_the_verdict_leads_to_the_rule_that_the_events_name(open_live: Open) -> None:
+    page = open_live(scenario="broken")
+    page.get_by_role("link", name="Draft a change to this rule").click()
+    expect(page.get_by_role("switch", name="medium, May be preempted")).to_be_focused()
+
+
+def test_a_lost_connection_is_visible_at_once_and_mends_itself(open_live: Open, mock: Mock) -> None:
+    page = open_live(scenario="broken")
+    mock.play("refuse")
+    mock.play("drop")
+    expect(page.get_by_text("Connection lost", exact=False).first).to_be_visible(timeout=1500)
+    assert ui.panel_states(page) == {"disconnected"}
+    expect(page.get_by_test_id("live-pill")).to_contain_text("Not live")
+    mock.play("accept")
+    ui.wait_until_live(page)
+    expect(page.get_by_text("Connection lost", exact=False)).to_have_count(0)
+
+
+def test_a_silent_worker_is_not_a_broken_promise(open_live: Open) -> None:
+    page = open_live(scenario="silent")
+    assert ui.verdict(page) == "kept"
+    expect(page.get_by_text("node2-gpu0 has been silent", exact=False)).to_be_visible()
+
+
+def test_a_sequence_is_read_with_the_arrow_keys(open_live: Open) -> None:
+    page = open_live()
+    group = page.get_by_role("group", name="high on node1-gpu0", exact=False)
+    group.get_by_role("button").first.focus()
+    page.keyboard.press("ArrowRight")
+    expect(group.get_by_role("button").nth(1)).to_be_focused()
+    expect(page.get_by_role("tooltip")).to_contain_text("decoding")
+
+
+def test_every_chart_of_the_machines_has_a_table(open_live: Open) -> None:
+    page = open_live()
+    for _ in range(3):
+        page.get_by_role("button", name="Show as a table").first.click()
+    tables = page.get_by_role("region", name="as a table", exact=False)
+    expect(tables).to_have_count(3)
+
+
+def test_a_mistake_stands_beside_its_field_and_blocks_publishing(open_live: Open) -> None:
+    page = open_live("/policies")
+    ui.set_field(page, "classes.1.max_wait_s", "2.5")
+    field = page.get_by_role("textbox", name="medium, Wait bound")
+    expect(field).to_have_attribute("aria-invalid", "true")
+    expect(page.locator(f'[id="{field.get_attribute("aria-describedby")}"]')).to_contain_text(
+        "Choose 3 s or more."
+    )
+    expect(page.get_by_role("button", name="Publish to")).to_be_disabled()
+    expect(page.locator("#blocked")).to_have_text("Mend 1 field first.")
+
+
+def test_a_change_is_published_and_seen_on_every_worker(open_live: Open) -> None:
+    page = open_live("/policies")
+    ui.set_field(page, "classes.0.weight", "75")
+    expect(page.get_by_text("was 70")).to_be_visible()
+    assert ui.publish(page, "More weight for high").startswith("4 of 4 workers run v42")
+    expect(page.get_by_role("cell", name="More weight for high")).to_be_visible()
+
+
+def test_nothing_is_overwritten_when_somebody_else_publishes(open_live: Open, mock: Mock) -> None:
+    page = open_live("/policies")
+    ui.set_field(page, "classes.0.weight", "75")
+    mock.play("other-editor")
+    expect(page.get_by_text("M. Okafor published v42 while you edited.")).to_be_visible()
+    page.get_by_role("button", name="Move my 1 change onto v42").click()
+    expect(page.locator('[id="f-classes.0.weight"]')).to_have_value("75")
+    expect(page.locator('[id="f-step.max_chunk_tokens"]')).to_have_value("256")
+
+
+def test_an_older_version_is_one_click_away(open_live: Open) -> None:
+    page = open_live("/policies")
+    page.get_by_role("button", name="Roll back to v40").click()
+    page.get_by_role("dialog").get_by_role("button", name="Roll back to v40").click()
+    expect(page.get_by_test_id("rollout")).to_contain_text("4 of 4 workers run v42")
+
+
+def test_a_draft_survives_a_look_at_another_page(open_live: Open) -> None:
+    page = open_live("/policies")
+    ui.set_field(page, "classes.0.weight", "75")
+    page.get_by_role("link", name="Live").first.click()
+    page.get_by_role("link", name="Policies").first.click()
+    expect(page.locator('[id="f-classes.0.weight"]')).to_have_value("75")
+
+
+def test_the_playground_streams_an_answer_in_the_chosen_class(open_live: Open) -> None:
+    page = open_live("/playground")
+    assert "Paris" in ui.ask(page, "What is the capital of France?", "low")
+    expect(page.get_by_test_id("answer-class")).to_have_text("low")
+    expect(page.get_by_test_id("answer-ttft")).to_contain_text("ms")
+
+
+def test_a_refusal_is_told_in_its_own_words(open_live: Open) -> None:
+    page = open_live("/playground")
+    page.get_by_role("textbox", name="Prompt").fill("refuse me")
+    page.get_by_role("button", name="Send").click()
+    expect(page.get_by_role("alert")).to_contain_text("exceeds low’s bound of 60 s. Come back in 20 s.")
+
+
+def test_signing_out_and_in_again(open_live: Open, mock: Mock) -> None:
+    page = open_live()
+    page.get_by_role("button", name="Sign out").first.click()
+    page.get_by_label("Username").fill("ines")
+    page.get_by_role("textbox", name="Password").fill("wrong")
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("alert")).to_contain_text("wrong")
+    page.get_by_role("textbox", name="Password").fill("right")
+    page.get_by_role("button", name="Sign in").click()
+    ui.wait_until_live(page)
