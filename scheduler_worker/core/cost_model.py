@@ -4,7 +4,7 @@
 
 Fitted by recursive least squares with forgetting, on *relative* errors, so that short and long steps count alike and
 a step that took ten times too long (a page fault, a compilation) can pull no harder than its clipped residual.
-Coefficients are never negative when predicting: a step does not get shorter by doing more.
+Coefficients are never negative: a step does not get shorter by doing more.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ MIN_CLIP: Final = 0.2
 CLIP_DEVIATIONS: Final = 4.0
 NUM_WARM: Final = 64
 MIN_STEP_S: Final = 1e-6
+FIRST_INFORMATION: Final = 1e-3
+MIN_RIDGE: Final = 1e-4
+RELATIVE_RIDGE: Final = 1e-10
 Vector = list[float]
 
 
@@ -30,26 +33,27 @@ class CostModel:
     def __init__(self, prior: Mapping[str, float] | None = None) -> None:
         given = prior or {"base_s": 0.005, "decode_row_s": 5e-5, "prefill_token_s": 5e-5}
         self._theta = [given.get(name, 0.0) / scale for name, scale in zip(NAMES, SCALES, strict=True)]
-        self._covariance = [[0.0] * 5 for _ in range(5)]
+        self._information = [[0.0] * 5 for _ in range(5)]
         for index in range(5):
-            self._covariance[index][index] = 1e3
+            self._information[index][index] = FIRST_INFORMATION
         self._deviation = MIN_CLIP
         self.num_observed = int(given.get("num_observed", 0))
         self.slowness = 1.0
+        self._fitted = self._theta
         self._usual = list(self._theta)
 
     def predict(self, shape: StepShape) -> float:
         """Seconds that a step of this shape takes."""
-        return self._seconds(self._theta, shape)
+        return self._seconds(self._fitted, shape)
 
     @staticmethod
     def _seconds(theta: Vector, shape: StepShape) -> float:
         seconds = (
-            max(theta[0], 0.0)
-            + max(theta[1], 0.0) * shape.num_decode_rows * SCALES[1]
-            + max(theta[2], 0.0) * shape.num_prefill_tokens * SCALES[2]
-            + max(theta[3], 0.0) * shape.num_kv_tokens * SCALES[3]
-            + max(theta[4], 0.0) * shape.num_attention_pairs * SCALES[4]
+            theta[0]
+            + theta[1] * shape.num_decode_rows * SCALES[1]
+            + theta[2] * shape.num_prefill_tokens * SCALES[2]
+            + theta[3] * shape.num_kv_tokens * SCALES[3]
+            + theta[4] * shape.num_attention_pairs * SCALES[4]
         )
         return max(seconds, MIN_STEP_S)
 
@@ -62,8 +66,8 @@ class CostModel:
 
     def prefill_token_s(self, num_context: int) -> float:
         """Seconds that one more prompt token adds after `num_context` others."""
-        linear = max(self._theta[2], 0.0) * SCALES[2]
-        return linear + max(self._theta[4], 0.0) * SCALES[4] * num_context
+        linear = self._fitted[2] * SCALES[2]
+        return linear + self._fitted[4] * SCALES[4] * num_context
 
     def observe(self, shape: StepShape, seconds: float) -> None:
         """Learn from a step that took so long."""
@@ -86,22 +90,40 @@ class CostModel:
         ratio = seconds / self._seconds(self._usual, shape)
         self.slowness += 0.05 * (min(ratio, 10.0) - self.slowness)
         rate = 1.0 if self.num_observed < NUM_WARM else 0.001
-        for index, value in enumerate(self._theta):
+        for index, value in enumerate(self._fitted):
             self._usual[index] += rate * (value - self._usual[index])
 
     def _learn(self, row: Vector) -> None:
-        theta, covariance = self._theta, self._covariance
-        projected = [sum(map(float.__mul__, line, row)) for line in covariance]
-        spread = FORGETTING + sum(map(float.__mul__, row, projected))
-        residual = 1.0 - sum(map(float.__mul__, row, theta))
-        residual = self._clipped(residual)
-        for index in range(5):
-            gain = projected[index] / spread
-            theta[index] += gain * residual
-            line = covariance[index]
-            for other in range(5):
-                line[other] = (line[other] - gain * projected[other]) / FORGETTING
-        self._bound_covariance()
+        """One step of recursive least squares on the information matrix.
+
+        The covariance form of the same update loses its symmetry to rounding under forgetting, and diverges after
+        tens of thousands of steps that repeat each other. A sum of squares plus a ridge cannot.
+        """
+        information = self._information
+        for line, one in zip(information, row, strict=True):
+            line[:] = [FORGETTING * known + one * other for known, other in zip(line, row, strict=True)]
+        residual = self._clipped(1.0 - sum(map(float.__mul__, row, self._theta)))
+        ridge = MIN_RIDGE + RELATIVE_RIDGE * sum(information[index][index] for index in range(5))
+        gain = _solve(information, ridge, row)
+        self._theta = [value + one * residual for value, one in zip(self._theta, gain, strict=True)]
+        self._fitted = self._non_negative(ridge) if min(self._theta) < 0.0 else self._theta
+
+    def _non_negative(self, ridge: float) -> Vector:
+        """The best fit without coefficients below zero: the most negative are left out, and the others fitted anew.
+
+        Cutting them off alone would leave the others with what they had made up for.
+        """
+        kept, fitted = list(range(5)), self._theta
+        moments = [
+            sum(map(float.__mul__, line, self._theta)) + ridge * t
+            for line, t in zip(self._information, self._theta, strict=True)
+        ]
+        while kept and min(fitted[index] for index in kept) < 0.0:
+            kept.remove(min(kept, key=fitted.__getitem__))
+            reduced = [[self._information[row][column] for column in kept] for row in kept]
+            values = dict(zip(kept, _solve(reduced, ridge, [moments[index] for index in kept]), strict=True))
+            fitted = [values.get(index, 0.0) for index in range(5)]
+        return fitted
 
     def _clipped(self, residual: float) -> float:
         """Huber's rule: beyond a few usual deviations an error counts as that much, once the model is warm."""
@@ -110,21 +132,30 @@ class CostModel:
         self._deviation += 0.02 * (abs(clipped) - self._deviation)
         return clipped if self.num_observed > NUM_WARM else residual
 
-    def _bound_covariance(self) -> None:
-        """Directions that no step excites would grow without end under forgetting."""
-        for index in range(5):
-            if self._covariance[index][index] > 1e4:
-                shrink = (1e4 / self._covariance[index][index]) ** 0.5
-                for other in range(5):
-                    self._covariance[index][other] *= shrink
-                    self._covariance[other][index] *= shrink
-
     def to_dict(self) -> dict[str, float]:
         """Seconds per unit by name, for the wire; `from_dict` reads it."""
-        figures = {name: max(t, 0.0) * s for name, t, s in zip(NAMES, self._theta, SCALES, strict=True)}
+        figures = {name: t * s for name, t, s in zip(NAMES, self._fitted, SCALES, strict=True)}
         return {**figures, "num_observed": float(self.num_observed), "slowness": self.slowness}
 
     @classmethod
     def from_dict(cls, figures: Mapping[str, float]) -> CostModel:
         """A model that predicts by these figures and goes on learning from there."""
         return cls(figures)
+
+
+def _solve(matrix: list[Vector], ridge: float, right: Vector) -> Vector:
+    """x of (matrix + ridge · 1) x = right, by elimination: positive definite, so no pivot is looked for."""
+    rows = [[*line, value] for line, value in zip(matrix, right, strict=True)]
+    size = len(rows)
+    for index in range(size):
+        rows[index][index] += ridge
+    for index, pivot in enumerate(rows):
+        for line in rows[index + 1 :]:
+            factor = line[index] / pivot[index]
+            for column in range(index + 1, size + 1):
+                line[column] -= factor * pivot[column]
+    solution = [0.0] * size
+    for index in range(size - 1, -1, -1):
+        known = sum(rows[index][column] * solution[column] for column in range(index + 1, size))
+        solution[index] = (rows[index][size] - known) / rows[index][index]
+    return solution

@@ -54,6 +54,9 @@ def mean_error(model: CostModel, figures: dict[str, float] = TRUE) -> float:
     return sum(abs(model.predict(one) / truth(one, figures) - 1.0) for one in shapes) / len(shapes)
 
 
+DAY = [(rows, prompt) for rows in (30, 36, 40) for prompt in (0, 0, 0, 100, 512)]
+
+
 def test_it_predicts_its_prior_before_it_has_seen_a_step() -> None:
     model = CostModel(TRUE)
     shape = StepShape(10, 100, 5000, 5050)
@@ -136,3 +139,13 @@ def test_a_prompt_costs_its_tokens_its_context_and_a_step() -> None:
         TRUE["base_s"] + 100 * TRUE["prefill_token_s"] + 50 * TRUE["kv_token_s"] + pairs * TRUE["attention_pair_s"]
     )
     assert model.prefill_token_s(1000) == pytest.approx(TRUE["prefill_token_s"] + 1000 * TRUE["attention_pair_s"])
+
+
+def test_a_hundred_thousand_steps_that_repeat_each_other_do_not_wear_the_model_out() -> None:
+    model = CostModel()
+    shapes = [StepShape(rows, prompt, rows * 1_000 + prompt, prompt * prompt // 2) for rows, prompt in DAY]
+    for step in range(100_000):
+        shape = shapes[step % len(shapes)]
+        model.observe(shape, 0.0015 + 9e-6 * shape.num_decode_rows + 6.5e-6 * shape.num_prefill_tokens)
+    shape = StepShape(40, 512, 41_000, 512 * 512 // 2)
+    assert model.predict(shape) == pytest.approx(0.0015 + 9e-6 * 40 + 6.5e-6 * 512, rel=0.02)
