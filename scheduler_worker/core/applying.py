@@ -118,7 +118,8 @@ class Applying:
         state = self._state
         finished = state.end(sequence, reason, self._now, error, num_missing)
         if reason is not FinishReason.FAILED:
-            state.output_lengths(sequence.class_id).observe(finished.num_generated_tokens)
+            num_tokens = finished.num_generated_tokens
+            state.output_lengths(sequence.class_id).observe(num_tokens, num_tokens >= sequence.max_tokens)
         self._finished.append(finished)
         numbers: dict[str, float | int | str] = {"num_tokens": finished.num_generated_tokens}
         if error is not None:

@@ -18,7 +18,7 @@ from scheduler_worker.core.turns import Turns, is_urgent
 
 NUM_STEPS: Final = 2
 PRESSING: Final = (Reason.STARVING, Reason.RESCUE)
-MAX_WITHOUT_BLOCKS: Final = 1
+MAX_WITHOUT_BLOCKS: Final = 4
 MAX_EXAMINED: Final = 512
 
 

@@ -9,21 +9,28 @@ from typing import Final
 PRIOR_TOKENS: Final = 256
 NUM_KEPT: Final = 512
 NUM_NEEDED: Final = 16
+MOSTLY: Final = 0.9
 
 
 class OutputLengths:
-    """The last lengths of finished answers; `expected` is their p90, capped by what was asked for."""
+    """The last lengths of finished answers; `expected` is their p90, capped by what was asked for.
+
+    Where nearly all answers run to their limit, the limit itself is what to expect.
+    """
 
     def __init__(self) -> None:
-        self._recent: deque[int] = deque()
+        self._recent: deque[tuple[int, bool]] = deque()
         self._sorted: list[int] = []
+        self._num_at_limit = 0
 
-    def observe(self, num_tokens: int) -> None:
-        """An answer ended at this length by itself or by its limit."""
+    def observe(self, num_tokens: int, at_limit: bool = False) -> None:
+        """An answer ended at this length; `at_limit` says that it was not allowed to be longer."""
         if len(self._recent) == NUM_KEPT:
-            oldest = self._recent.popleft()
+            oldest, was_at_limit = self._recent.popleft()
+            self._num_at_limit -= was_at_limit
             del self._sorted[bisect_left(self._sorted, oldest)]
-        self._recent.append(num_tokens)
+        self._recent.append((num_tokens, at_limit))
+        self._num_at_limit += at_limit
         insort(self._sorted, num_tokens)
 
     @property
@@ -35,4 +42,6 @@ class OutputLengths:
 
     def expected(self, max_tokens: int) -> int:
         """The length to reckon with for a request that allows `max_tokens`."""
+        if len(self._sorted) >= NUM_NEEDED and self._num_at_limit >= MOSTLY * len(self._sorted):
+            return max_tokens
         return min(max_tokens, self.p90)

@@ -16,6 +16,7 @@ from scheduler_worker.core.batch_limit import BatchLimit
 from scheduler_worker.core.block_pool import BlockPool
 from scheduler_worker.core.cost_model import CostModel
 from scheduler_worker.core.fairness import Ledger
+from scheduler_worker.core.growth import rest_of
 from scheduler_worker.core.lockstep import Lockstep
 from scheduler_worker.core.output_lengths import OutputLengths
 from scheduler_worker.core.plan import Capacity, Finished, Reason, StepPlan
@@ -125,6 +126,13 @@ class State:
         most = sequence.num_prompt_tokens + sequence.max_tokens - 1
         num_tokens = max(sequence.num_tokens, min(sequence.num_tokens + int(growth), most))
         return self.pool.blocks_for(num_tokens)
+
+    def rest_of(self, sequence: Sequence) -> int:
+        """Tokens that it is expected to make yet, as far as the policy reserves for them."""
+        expected = self.output_lengths(sequence.class_id).expected(sequence.max_tokens)
+        num_sampled = self.lockstep.num_sampled(sequence)
+        share = self.policy.memory.reserve_growth
+        return rest_of(sequence, expected, num_sampled, share, self.capacity.block_size)
 
     def promise(self, sequence: Sequence, num_blocks: int) -> None:
         """Keep so many blocks, held ones included, for the sequence."""

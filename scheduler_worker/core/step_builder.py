@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Final
 
+from scheduler_worker.core.growth import Growth
 from scheduler_worker.core.lockstep import NO_BLOCKS
 from scheduler_worker.core.plan import (
     Chunk,
@@ -43,6 +44,7 @@ class StepBuilder:
         self._draft = state.pool.draft()
         self._slots = list(state.free_slots)
         self._absent: set[str] = set()
+        self._parked: set[str] = set()
         self._granted: set[str] = set()
         self._growth: dict[str, tuple[int, ...]] = {}
         self._stalled: list[str] = []
@@ -57,6 +59,9 @@ class StepBuilder:
         self._events: list[Event] = []
         self._bypassed: list[str] = []
         self._blocked: list[Sequence] = []
+        self._growth_ahead: Growth | None = None
+        self._num_started_blocks = 0
+        self._started: list[tuple[int, int]] = []
         self._yielders: list[Sequence] | None = None
         self._num_prefill = self._num_single = self._num_kv = self._num_pairs = 0
 
@@ -101,6 +106,8 @@ class StepBuilder:
         """Make a running sequence yield: at once, or as soon as no step in flight names it."""
         sequence = victim.sequence
         self._absent.add(sequence.seq_id)
+        self._parked.add(sequence.seq_id)
+        self._growth_ahead = None
         if self._state.lockstep.is_outstanding(sequence):
             self._yielding.append(sequence.seq_id)
             self._coming_slots += 1
@@ -311,12 +318,27 @@ class StepBuilder:
         hits: list[int] = []
         if candidate.checkpoint_blocks == 0:
             hits = self._draft.match(candidate.hashes, (candidate.num_tokens - 1) // self._state.capacity.block_size)
-        needed = self._state.blocks_promised_to(candidate) - len(hits) + self._draft.num_idle(hits)
-        missing = needed - self._draft.num_unpromised
-        if missing > 0 and self._is_alone():
-            needed = self._state.pool.blocks_for(candidate.num_tokens) - len(hits) + self._draft.num_idle(hits)
-            missing = needed - self._draft.num_available
+        by_hits = len(hits) - self._draft.num_idle(hits)
+        missing = self._state.blocks_promised_to(candidate) - by_hits - self._draft.num_unpromised
+        if missing > 0 and (self._is_alone() or self._fits_as_others_end(candidate)):
+            missing = self._state.pool.blocks_for(candidate.num_tokens) - by_hits - self._draft.num_available
         return hits, missing
+
+    def _fits_as_others_end(self, candidate: Sequence) -> bool:
+        """Whether its growth fits into what others give back in time, though not all growth at once does."""
+        if self._growth_ahead is None:
+            rows = [(self._state.rest_of(one), self._num_tokens(one)) for one in self._holding()]
+            self._growth_ahead = Growth(self._state.capacity.block_size, [*rows, *self._started])
+        room = self._draft.num_available + sum(len(one.blocks) for one in self._holding()) + self._num_started_blocks
+        return self._growth_ahead.peak_with(self._state.rest_of(candidate), candidate.num_tokens) <= room
+
+    def _holding(self) -> Iterator[Sequence]:
+        """Running sequences that keep their blocks in this step."""
+        for rows in (self._state.lockstep.rows, self._state.catching_up):
+            yield from (one for one in rows.values() if one.seq_id not in self._parked)
+
+    def _num_tokens(self, sequence: Sequence) -> int:
+        return sequence.num_prompt_tokens + self._state.lockstep.num_sampled(sequence)
 
     def _is_alone(self) -> bool:
         return self._num_rows == 0 and not self._state.closing and not self._state.limbo
@@ -351,6 +373,10 @@ class StepBuilder:
         self._draft.num_promised += state.blocks_promised_to(candidate)
         self._draft.num_promised -= state.pool.blocks_for(start + num_tokens)
         fresh = self._draft.take(state.pool.blocks_for(start + num_tokens) - len(hits))
+        self._num_started_blocks += len(hits) + len(fresh)
+        self._started.append((state.rest_of(candidate), candidate.num_tokens))
+        if self._growth_ahead is not None:
+            self._growth_ahead.add(*self._started[-1])
         self._say_started(candidate, reason, start)
         cost = start_cost(state, candidate, start)
         if candidate.checkpoint_blocks:
