@@ -36,10 +36,12 @@ function PolicyPill() {
   const silent = snapshot.workers.filter((worker) => worker.state === 'silent').length;
   return (
     <Link className="pill opt" to="/policies">
-      Policy{' '}
-      <span data-figure="policy_version" data-value={version}>
-        v{version}
-      </span>{' '}
+      <span>
+        Policy{' '}
+        <span data-figure="policy_version" data-value={version}>
+          v{version}
+        </span>
+      </span>
       <span className="k">
         on{' '}
         <span data-figure="num_workers_on_policy" data-value={snapshot.num_workers_on_policy}>

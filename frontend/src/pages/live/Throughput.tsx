@@ -128,10 +128,12 @@ function Tokens({ snapshot, points }: Props) {
         {snapshot.classes.map((one) => (
           <span key={one.id} data-color={one.color}>
             <i className="sw area" />
-            {one.id}{' '}
-            <span data-figure={`${one.id}.tokens_per_s`} data-value={one.tokens_per_s}>
-              {rate(one.tokens_per_s)}
-            </span>
+            <b>
+              {one.id}{' '}
+              <span data-figure={`${one.id}.tokens_per_s`} data-value={one.tokens_per_s}>
+                {rate(one.tokens_per_s)}
+              </span>
+            </b>
           </span>
         ))}
       </div>
