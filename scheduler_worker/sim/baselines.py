@@ -106,8 +106,17 @@ class _KeyedQueue:
         """Order by key alone: service changes nothing."""
 
     def head(self, limit: int) -> list[str]:
-        alive = (one for one in self._heap if self._alive.get(one[1].seq_id) is one[1])
-        return [header.seq_id for _, header in heapq.nsmallest(limit, alive)]
+        """The first in order, without disturbing the heap: O(log k) for the k-th."""
+        frontier = [(self._heap[0], 0)] if self._heap else []
+        ids: list[str] = []
+        while frontier and len(ids) < limit:
+            (_, header), index = heapq.heappop(frontier)
+            if self._alive.get(header.seq_id) is header:
+                ids.append(header.seq_id)
+            for child in (2 * index + 1, 2 * index + 2):
+                if child < len(self._heap):
+                    heapq.heappush(frontier, (self._heap[child], child))
+        return ids
 
     def worst(self) -> SequenceHeader:
         """The last to be served; O(waiting), used only where the queue is bounded."""
@@ -180,6 +189,8 @@ class _CounterQueue:
         ordered = sorted((self._counters[one], one) for one, fifo in self._fifos.items() if fifo)
         ids: list[str] = []
         for _, tenant in ordered:
+            if len(ids) >= limit:
+                break
             ids += [header.seq_id for header in list(self._fifos[tenant])[: limit - len(ids)]]
         return ids
 

@@ -1,0 +1,228 @@
+"""The scheduling figures of docs/scheduling.md, on public traces: `python -m bench.scheduling vtc|azure|cost`.
+
+    python -m bench.scheduling vtc   --traces DIR                       # VTC's arena trace, five schedulers
+    python -m bench.scheduling azure --traces DIR --load 0.85 --slots 64
+    python -m bench.scheduling azure --traces DIR --load 1.5 --slots 64 --bounds 4 8 16 32 64
+    python -m bench.scheduling cost                                     # the scheduler's own time per step
+
+DIR holds `vtc_arena/` and `azure2023/`. Medians over seeds with their range; `--json` writes every run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from scheduler_worker.core.policy import ClassPolicy, Memory, Policy, Slo, Starvation, Step, default_policy
+from scheduler_worker.sim.compare import Setup, saturated_rps, simulate
+from scheduler_worker.sim.cost import H200_1B, VTC_ARENA, perturbed
+from scheduler_worker.sim.report import nearest_rank, report
+from scheduler_worker.sim.run import History
+from scheduler_worker.sim.trace import Request, read_trace
+from scheduler_worker.sim.workload import assign_classes, superposed
+
+SMALL_CLIENT = 40
+PERTURBED_BY = 0.016
+SPLIT = (("high", 20.0), ("medium", 30.0), ("low", 50.0))
+Row = dict[str, Any]
+
+
+def main() -> None:
+    """Run one comparison, print its table, write its rows."""
+    options = _options()
+    rows = [_said(row) for row in options.rows(options)]
+    print(_table(rows))
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.scheduling", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    for name, rows in (
+        ("vtc", _vtc_rows),
+        ("azure", _azure_rows),
+        ("memory", _memory_rows),
+        ("cost", _cost_rows),
+    ):
+        command = commands.add_parser(name)
+        command.set_defaults(rows=rows)
+        command.add_argument("--json", type=Path)
+        command.add_argument("--seeds", type=int, default=8 if name == "vtc" else 3)
+        if name != "cost":
+            command.add_argument("--traces", type=Path, required=True)
+        if name == "azure":
+            command.add_argument("--load", type=float, default=0.85)
+            command.add_argument("--slots", type=int, default=64)
+            command.add_argument("--requests", type=int, help="only so many of the trace, from its start")
+            command.add_argument("--bounds", type=int, nargs="*", default=[], help="also bounded priority")
+            command.add_argument("--admit-on", choices=("ttft", "max_wait"), default="ttft")
+    return parser.parse_args()
+
+
+def _said(row: Row) -> Row:
+    print(json.dumps(row), file=sys.stderr, flush=True)
+    return row
+
+
+# VTC's arena trace
+
+
+def arena_policy(**changes: Any) -> Policy:
+    """One class whose objectives never act: tenants share, nothing is refused, no tier."""
+    slo = Slo(ttft_s=600.0, tpot_s=10.0)
+    return Policy(
+        classes=(ClassPolicy(id="all", rank=0, weight=1, slo=slo, max_wait_s=600.0, queue_limit=100_000),),
+        step=Step(max_num_batched_tokens=4096, max_chunk_tokens=4096),
+        starvation=Starvation(enabled=False),
+        **changes,
+    )
+
+
+def _arena(options: argparse.Namespace) -> list[Request]:
+    trace = read_trace(options.traces / "vtc_arena" / "arena_real_27clients_600s.csv")
+    return assign_classes(trace, [("all", 1.0)], 0)
+
+
+def _vtc_rows(options: argparse.Namespace) -> Iterator[Row]:
+    trace, policy = _arena(options), arena_policy()
+    for seed in range(options.seeds):
+        setup = Setup(
+            trace=trace, policies={"arena": policy}, schedulers=(), cost=perturbed(VTC_ARENA, PERTURBED_BY, seed),
+            num_slots=256, kv_tokens=10_000, block_size=1, known_lengths=True, admission=False,
+        )  # fmt: skip
+        for name in ("fcfs", "static", "vtc", "lcf", "tidegate"):
+            history = simulate(setup, name, policy, trace)
+            yield {"run": name, "seed": seed, **_vtc_figures(history, policy)}
+
+
+def _vtc_figures(history: History, policy: Policy) -> Row:
+    num_of = Counter(one.request.tenant for one in history.outcomes)
+    small = [one for one in history.outcomes if num_of[one.request.tenant] < SMALL_CLIENT]
+    ttfts = sorted(one.ttft_s for one in small if one.ttft_s is not None)
+    figures = report(history, policy, 1)
+    return {
+        "tokens_per_s": figures["tokens_per_s"],
+        "small_p50_s": nearest_rank(ttfts, 0.50),
+        "small_p99_s": nearest_rank(ttfts, 0.99),
+        "recomputed": figures["recomputed_share"],
+    }
+
+
+def _memory_rows(options: argparse.Namespace) -> Iterator[Row]:
+    """Memory preemption: the arena trace with lengths unknown, by the share of growth that is reserved."""
+    trace = _arena(options)
+    for share in (1.0, 0.75, 0.5, 0.0):
+        policy = arena_policy(memory=Memory(reserve_growth=share, swap=False))
+        for seed in range(options.seeds):
+            setup = Setup(
+                trace=trace, policies={"arena": policy}, schedulers=(), cost=perturbed(VTC_ARENA, PERTURBED_BY, seed),
+                num_slots=256, kv_tokens=10_000, admission=False,
+            )  # fmt: skip
+            history = simulate(setup, "tidegate", policy, trace)
+            yield {"run": f"reserve {share:g}", "seed": seed, **_vtc_figures(history, policy)}
+
+
+# The Azure conversation trace
+
+
+def azure_policy(admit_on: str) -> Policy:
+    """The default policy, its chunks limited by the TPOT objectives alone, refusing by the given promise."""
+    policy = default_policy()
+    classes = tuple(one.model_copy(update={"admit_on": admit_on}) for one in policy.classes)
+    return policy.model_copy(update={"classes": classes, "step": Step(max_chunk_tokens=2048)})
+
+
+def _azure_rows(options: argparse.Namespace) -> Iterator[Row]:
+    trace = read_trace(options.traces / "azure2023" / "AzureLLMInferenceTrace_conv.csv")[: options.requests]
+    policy = azure_policy(options.admit_on)
+    classless = assign_classes(trace, [("low", 1.0)], 0)
+    setup = Setup(
+        trace=trace, policies={"azure": policy}, schedulers=(), cost=H200_1B, num_slots=options.slots
+    )
+    rate_rps = options.load * saturated_rps(setup, classless)
+    for seed in range(options.seeds):
+        requests = superposed(assign_classes(trace, SPLIT, seed), rate_rps, seed)
+        run = partial(_azure_row, requests=requests, policy=policy, seed=seed)
+        yield run("tidegate", setup, "tidegate")
+        yield run("priority", setup, "priority")
+        for bound in options.bounds:
+            bounded = replace(setup, queue_bound=bound)
+            yield run(f"priority, bound {bound}", bounded, "priority")
+            yield run(f"priority, bound {bound}, displacing", replace(bounded, displace=True), "priority")
+
+
+def _azure_row(
+    label: str, setup: Setup, scheduler: str, *, requests: Sequence[Request], policy: Policy, seed: int
+) -> Row:
+    figures = report(simulate(setup, scheduler, policy, requests), policy, 1)
+    row: Row = {"run": label, "seed": seed}
+    for class_id, one in figures["classes"].items():
+        row[f"{class_id}_ttft_p99_s"] = one["ttft_s"]["p99"]
+        row[f"{class_id}_refused"] = one["rejected"] / one["requests"]
+        row[f"{class_id}_attained"] = one["slo_attainment"]
+    for name in (
+        "goodput_rps",
+        "offered_rps",
+        "max_wait_s",
+        "recomputed_share",
+        "bounds_missed",
+        "preemptions",
+    ):
+        row[name] = figures[name]
+    return row
+
+
+# The scheduler's own time
+
+
+def _cost_rows(options: argparse.Namespace) -> Iterator[Row]:
+    out = options.json or Path("bench-core.json")
+    for seed in range(options.seeds):
+        subprocess.run(
+            [sys.executable, "-m", "bench.core", "--json", str(out)], check=True, stdout=subprocess.DEVNULL
+        )
+        for row in json.loads(out.read_text(encoding="utf-8")):
+            yield {
+                "run": f"{row['waiting']:,} waiting",
+                "seed": seed,
+                "plan_and_apply_us": row["plan_and_apply"],
+            }
+    out.unlink()
+
+
+# The table
+
+
+def _table(rows: Sequence[Row]) -> str:
+    """Median (least to most) of every figure, a line a run."""
+    names = [name for name in rows[0] if name not in ("run", "seed")]
+    lines = []
+    for run in dict.fromkeys(row["run"] for row in rows):
+        mine = [row for row in rows if row["run"] == run]
+        lines.append(run)
+        lines += [
+            f"  {name:20} {_spread([row[name] for row in mine if row[name] is not None])}" for name in names
+        ]
+    return "\n".join(lines)
+
+
+def _spread(values: Sequence[float]) -> str:
+    if not values:
+        return "–"
+    return f"{statistics.median(values):10.4g}  ({min(values):.4g} to {max(values):.4g})"
+
+
+if __name__ == "__main__":
+    main()
