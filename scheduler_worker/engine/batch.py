@@ -19,9 +19,9 @@ Row = tuple[int, EngineSequence, Chunk]
 
 @dataclass(slots=True)
 class PackedBatch:
-    """`input_ids` and `position_ids` are `[1, T]` and `last_tokens` `[rows]`, on the device. Tokens that
-    only the device knows so far, at `fed_positions` of the packed input, come from the sampled tokens of
-    `fed_slots`."""
+    """`input_ids` and `position_ids` are `[1, T]` and `last_tokens` `[rows]`, on the host until `to` sends
+    them. Tokens that only the device knows so far, at `fed_positions` of the packed input, come from the
+    sampled tokens of `fed_slots`."""
 
     rows: list[Row]
     input_ids: torch.Tensor
@@ -32,17 +32,23 @@ class PackedBatch:
     fed_positions: list[int]
     fed_slots: list[int]
 
+    def to(self, device: torch.device) -> None:
+        """Move what the forward pass reads."""
+        self.input_ids = to_device(self.input_ids, device)
+        self.position_ids = to_device(self.position_ids, device)
+        self.last_tokens = to_device(self.last_tokens, device)
+        self.attention.write_index = to_device(self.attention.write_index, device)
+
 
 class Packer:
     """Lays out rows: those of one token first, by context length, then longer chunks."""
 
-    def __init__(self, block_tables: TableArray, block_size: int, device: torch.device) -> None:
+    def __init__(self, block_tables: TableArray, block_size: int) -> None:
         self._block_tables = block_tables
         self._block_size = block_size
-        self._device = device
         num_slots = block_tables.shape[0]
         self._places = np.arange(num_slots + 1, dtype=np.int64)
-        self._place_ids = torch.arange(num_slots, device=device)
+        self._place_ids = torch.arange(num_slots)
         self._all_true = np.ones(num_slots, dtype=bool)
 
     def pack(self, rows: list[Row]) -> PackedBatch:
@@ -87,7 +93,7 @@ class Packer:
             rows,
             layout=(starts, slots, starts + counts, offsets, num_prompt),
             tokens=(input_ids, positions, np.repeat(slots, counts)),
-            last_tokens=to_device(offsets[1:] - 1, self._device),
+            last_tokens=torch.from_numpy(offsets[1:] - 1),
             fed=([int(offsets[place + 1]) - 1 for place in fed], [rows[place][2].slot for place in fed]),
         )
 
@@ -106,8 +112,8 @@ class Packer:
         write_index = positions + shift * self._block_size
         return PackedBatch(
             rows=rows,
-            input_ids=to_device(input_ids, self._device).unsqueeze(0),
-            position_ids=to_device(positions, self._device).unsqueeze(0),
+            input_ids=torch.from_numpy(input_ids).unsqueeze(0),
+            position_ids=torch.from_numpy(positions).unsqueeze(0),
             last_tokens=last_tokens,
             attention=AttentionBatch(
                 num_decode_rows=_num_decodes(rows),
@@ -116,7 +122,7 @@ class Packer:
                 lengths=lengths,
                 offsets=offsets,
                 block_tables=self._block_tables,
-                write_index=to_device(write_index, self._device),
+                write_index=torch.from_numpy(write_index),
             ),
             sampling=SampleRows(slots, lengths - num_prompt, self._samples(rows)),
             fed_positions=fed[0],

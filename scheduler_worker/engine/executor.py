@@ -19,7 +19,7 @@ import torch
 
 from scheduler_worker.core.plan import Capacity, Chunk, StepPlan, SwapIn
 from scheduler_worker.engine.attention.base import AttentionBackend, LayerSpec, to_device
-from scheduler_worker.engine.attention.flashinfer import FlashInferBackend
+from scheduler_worker.engine.attention.flashinfer import FlashInferBackend, can_use_flashinfer
 from scheduler_worker.engine.attention.sdpa import SdpaBackend
 from scheduler_worker.engine.batch import PackedBatch, Packer
 from scheduler_worker.engine.block_tables import BlockTables
@@ -29,7 +29,9 @@ from scheduler_worker.engine.checkpoints import (
     DiskCheckpoints,
     MemoryCheckpoints,
 )
+from scheduler_worker.engine.cuda_graphs import StepGraphs
 from scheduler_worker.engine.errors import CheckpointDamaged, SettingsError
+from scheduler_worker.engine.fusing import fuse_linears
 from scheduler_worker.engine.inspection import check_logits, check_tokens, inspect_model, refuse_if_different
 from scheduler_worker.engine.kv_cache import KVCache, kv_shape
 from scheduler_worker.engine.loading import LoadedModel, fingerprint
@@ -52,6 +54,8 @@ class TorchExecutor:
         self._loaded = loaded
         self._device = model.device
         own_logits = check_logits(model) if settings.self_check else None
+        if settings.fuse_linears and self._device.type == "cuda":
+            fuse_linears(model)
         layers = inspect_model(model, loaded.name)
         self._max_model_len = _max_model_len(loaded, settings)
         shape = kv_shape(layers, settings, model.dtype, self._device, self._max_model_len)
@@ -60,7 +64,7 @@ class TorchExecutor:
         self._tables = BlockTables(
             settings.num_slots, -(-self._max_model_len // shape.block_size), self._cache.null_block
         )
-        self._packer = Packer(self._tables.table, shape.block_size, self._device)
+        self._packer = Packer(self._tables.table, shape.block_size)
         self._backend = _backend(settings, self._cache, layers, self._device, self._max_model_len)
         self._runner = ModelRunner(model, self._backend)
         self._sampler = Sampler(settings.num_slots, loaded.vocab_size, self._device)
@@ -69,11 +73,13 @@ class TorchExecutor:
         self._swap_block_s = _swap_block_s(self._cache)
         self._num_slots = settings.num_slots
         self._max_in_flight_steps = settings.max_in_flight_steps or (2 if self._device.type == "cuda" else 1)
-        self._last_ids = torch.zeros(settings.num_slots, dtype=torch.int64, device=self._device)
+        # One more than there are slots: a captured step's padding writes there.
+        self._last_ids = torch.zeros(settings.num_slots + 1, dtype=torch.int64, device=self._device)
         self._sequences: dict[str, EngineSequence] = {}
         self._launched: deque[LaunchedStep] = deque()
         if own_logits is not None:
             self._check_against(own_logits)
+        self._graphs = self._capture(settings, layers)
         logger.info("engine ready: %s", self.info)
 
     @property
@@ -232,18 +238,38 @@ class TorchExecutor:
     def _compute(self, step: LaunchedStep) -> None:
         timing = self._start_timing()
         batch = self._packer.pack(step.rows)
-        if batch.fed_positions:
-            self._feed(batch)
-        self._runner.plan(batch.attention)
-        logits = self._runner.forward(batch.input_ids, batch.position_ids, batch.last_tokens)
-        sampled = self._sampler.sample(logits, batch.sampling)
-        step.forward_s = self._runner.forward_s if timing is None else 0.0
-        if self._max_in_flight_steps > 1:
+        captured = self._graphs.run(batch) if self._graphs else None
+        if captured is None:
+            sampled = self._sampler.sample(self._forward(batch), batch.sampling)
+            step.forward_s = self._runner.forward_s if timing is None else 0.0
+        else:
+            sampled = self._sampler.sample(captured.logits, batch.sampling, captured.likeliest)
+        if self._max_in_flight_steps > 1 and (captured is None or sampled is not captured.likeliest):
             self._keep_for_next_step(batch, sampled)
         step.sampled = sampled if timing is None else sampled.to_host()
         if timing is not None:
             timing[1].record()
         step.timing = timing
+
+    def _forward(self, batch: PackedBatch) -> torch.Tensor:
+        """`[rows, vocab]` logits by the eager model."""
+        batch.to(self._device)
+        if batch.fed_positions:
+            self._feed(batch)
+        self._runner.plan(batch.attention)
+        return self._runner.forward(batch.input_ids, batch.position_ids, batch.last_tokens)
+
+    def _capture(self, settings: EngineSettings, layers: tuple[LayerSpec, ...]) -> StepGraphs | None:
+        if not settings.cuda_graphs or not isinstance(self._backend, FlashInferBackend):
+            return None
+        return StepGraphs(
+            self._loaded.model,
+            self._cache,
+            layers,
+            num_columns=self._tables.table.shape[1],
+            last_ids=self._last_ids,
+            compile_model=settings.compile_model,
+        )
 
     def _start_timing(self) -> tuple[torch.cuda.Event, torch.cuda.Event] | None:
         if self._device.type != "cuda":
@@ -300,9 +326,7 @@ class TorchExecutor:
         self._tables.place(sequence, 0, blocks)
         half = len(ids) // 2
         for chunk in (Chunk("", 0, 0, half, False), Chunk("", 0, half, len(ids) - half, True)):
-            batch = self._packer.pack([(0, sequence, chunk)])
-            self._runner.plan(batch.attention)
-            logits = self._runner.forward(batch.input_ids, batch.position_ids, batch.last_tokens)
+            logits = self._forward(self._packer.pack([(0, sequence, chunk)]))
         self._tables.vacate(sequence)
         self._cache.scrub(list(blocks))
         refuse_if_different(own_logits, logits[0].float(), self._loaded.name)
@@ -331,7 +355,8 @@ def _backend(
     device: torch.device,
     max_model_len: int,
 ) -> AttentionBackend:
-    if settings.attention_backend == "flashinfer":
+    wanted = settings.attention_backend
+    if wanted == "flashinfer" or (wanted == "auto" and can_use_flashinfer(cache)):
         return FlashInferBackend(cache, layers, device)
     return SdpaBackend(cache, layers, device, max_model_len)
 

@@ -37,17 +37,18 @@ class KVShape:
 
 
 class KVCache:
-    """`keys` and `values`: `[layers, blocks + 1, block_size, kv_heads, head_dim]`.
+    """`keys` and `values`: `[layers, blocks + 2, block_size, kv_heads, head_dim]`.
 
-    The last block belongs to nobody and stays zero: short block tables are padded with it, so that whatever
+    The null block belongs to nobody and stays zero: short block tables are padded with it, so that whatever
     is read beside a sequence is finite and masked. Blocks that held NaN are zeroed by `scrub` for the same
-    reason.
+    reason. The scratch block is where the padding of a captured step writes; nobody reads it.
     """
 
     def __init__(self, shape: KVShape, device: torch.device) -> None:
         self.shape = shape
         self.null_block = shape.num_blocks
-        head = (shape.num_layers, shape.num_blocks + 1, shape.block_size, shape.num_kv_heads)
+        self.scratch_block = shape.num_blocks + 1
+        head = (shape.num_layers, shape.num_blocks + 2, shape.block_size, shape.num_kv_heads)
         self.keys = _zeros((*head, shape.key_dim), shape.dtype, device)
         self.values = _zeros((*head, shape.value_dim), shape.dtype, device)
         self.layer_keys = tuple(self.keys.unbind(0))
@@ -57,7 +58,7 @@ class KVCache:
 
     @property
     def num_bytes(self) -> int:
-        return self.shape.block_bytes * (self.shape.num_blocks + 1)
+        return self.shape.block_bytes * (self.shape.num_blocks + 2)
 
     def write(self, layer: int, index: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
         """Store `[T, kv_heads, head_dim]` at flat positions `index` (`block × block_size + offset`)."""

@@ -157,12 +157,12 @@ class Sampler:
         if need & Need.PENALTY:
             self._count_tokens(slot, sequence)
 
-    def sample(self, logits: torch.Tensor, rows: SampleRows) -> Sampled:
+    def sample(self, logits: torch.Tensor, rows: SampleRows, likeliest: Sampled | None = None) -> Sampled:
         """The next token of each row of `logits` `[rows, vocab]`. Rows that do not sample get an unused
-        one."""
+        one. `likeliest`: each row's likeliest token, where it is known already."""
         needed = self._needs[rows.slots]
         if not needed.any():
-            return Sampled(*_likeliest(logits))
+            return likeliest or Sampled(*_likeliest(logits))
         return self._sample_by_need(logits.float(), rows, np.where(rows.samples, needed, 0))
 
     def _sample_by_need(self, logits: torch.Tensor, rows: SampleRows, needed: IntArray) -> Sampled:

@@ -29,7 +29,11 @@ class EngineSettings:
     swap_bytes: host memory for KV checkpoints of preempted sequences; 0 switches swapping off.
     checkpoint_dir: keep KV checkpoints as safetensors files in this folder instead of in memory, so that they
         outlive the process. `swap_bytes` bounds them as well.
-    attention_backend: `auto` is sdpa, which runs anywhere; flashinfer needs CUDA and the extra `gpu`.
+    attention_backend: `auto` is flashinfer where it can run (CUDA, half precision, the extra `gpu`), else
+        sdpa, which runs anywhere.
+    cuda_graphs: capture steps as CUDA graphs at start, with flashinfer only.
+    compile_model: compile the captured model: fewer, larger kernels.
+    fuse_linears: on CUDA, compute linear layers that read the same input by one product.
     max_in_flight_steps: steps that may be launched and not yet collected; 1 on a CPU and 2 on CUDA when None.
     threads: CPU threads of torch; all cores but one when None.
     trust_remote_code: run model code that comes with the weights.
@@ -50,6 +54,9 @@ class EngineSettings:
     swap_bytes: int = GIB // 2
     checkpoint_dir: str | None = None
     attention_backend: BackendName = "auto"
+    cuda_graphs: bool = True
+    compile_model: bool = True
+    fuse_linears: bool = True
     max_in_flight_steps: int | None = None
     threads: int | None = None
     trust_remote_code: bool = False

@@ -33,8 +33,8 @@ class AttentionBatch:
 
     Row `i` holds the tokens `offsets[i]` to `offsets[i + 1] - 1` of the packed input; it starts at position
     `starts[i]` and has `lengths[i]` tokens of context once they are written. `block_tables[slots[i]]` maps
-    its blocks. `write_index` `[T]`, on the device, is where each token's key and value go. All other arrays
-    are on the host.
+    its blocks. `write_index` `[T]`, on the device in time for the forward pass, is where each token's key
+    and value go. All other arrays are on the host.
     """
 
     num_decode_rows: int
@@ -65,7 +65,7 @@ class AttentionBackend(Protocol):
         """
 
 
-def to_device(values: IntArray, device: torch.device) -> torch.Tensor:
+def to_device(values: IntArray | torch.Tensor, device: torch.device) -> torch.Tensor:
     """A copy on the device; on the CPU the same memory."""
-    tensor = torch.from_numpy(values)
+    tensor = values if isinstance(values, torch.Tensor) else torch.from_numpy(values)
     return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)

@@ -3,6 +3,7 @@ one for its longer chunks."""
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -12,6 +13,8 @@ import torch
 from scheduler_worker.engine.attention.base import AttentionBatch, IntArray, LayerSpec
 from scheduler_worker.engine.errors import SettingsError
 from scheduler_worker.engine.kv_cache import KVCache
+
+logger = logging.getLogger(__name__)
 
 _WORKSPACE_BYTES: Final = 256 << 20
 
@@ -139,6 +142,17 @@ def import_flashinfer() -> Any:
             "pip install 'tidegate[gpu]', or use 'sdpa'"
         ) from error
     return flashinfer
+
+
+def can_use_flashinfer(cache: KVCache) -> bool:
+    """Whether the package is there and knows these sizes."""
+    try:
+        _refuse_unfit(cache)
+        import_flashinfer()
+    except SettingsError as reason:
+        logger.info("attention by sdpa: %s", reason)
+        return False
+    return True
 
 
 def _refuse_unfit(cache: KVCache) -> None:

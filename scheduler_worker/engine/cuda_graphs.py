@@ -1,0 +1,260 @@
+"""Steps as CUDA graphs: a whole forward pass with its likeliest tokens, launched by one call.
+
+A graph is captured for each of a few shapes (`GraphShape`); a step runs in the smallest that holds it, padded with
+rows that write to the cache's scratch block and whose results nobody reads. Tokens that only the device knows are
+read from, and new ones written to, `last_ids` inside the graph.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Final
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from scheduler_worker.engine.attention.base import LayerSpec
+from scheduler_worker.engine.attention.graphed import (
+    GraphedAttention,
+    GraphShape,
+    GraphWorkspaces,
+    PinnedMirror,
+)
+from scheduler_worker.engine.attention.opaque import OPAQUE_NAME, attending
+from scheduler_worker.engine.batch import PackedBatch
+from scheduler_worker.engine.inspection import own_attention
+from scheduler_worker.engine.kv_cache import KVCache
+from scheduler_worker.engine.sampling import Sampled
+
+logger = logging.getLogger(__name__)
+
+_DECODE_BUCKETS: Final = (2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
+_CHUNK_BUCKETS: Final = (64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+_MAX_CHUNKS: Final = 64
+_NUM_WARMUPS: Final = 2
+
+Forward = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
+
+
+@dataclass(slots=True)
+class GraphOutput:
+    """`logits` `[rows, vocab]` and each row's likeliest token; valid until the next step is launched."""
+
+    logits: torch.Tensor
+    likeliest: Sampled
+
+
+class _Inputs:
+    """What one graph reads, in one buffer: for each token its id, position, place in the cache and the slot
+    whose last token it is (-1: its id is given); for each row its last token and its slot."""
+
+    def __init__(self, shape: GraphShape, device: torch.device) -> None:
+        num_tokens, num_rows = shape.num_tokens, shape.num_rows
+        self._shape = shape
+        self._mirror = PinnedMirror(4 * num_tokens + 2 * num_rows, torch.int64, device)
+        self.host = self._cut(self._mirror.host)
+        self.device = self._cut(self._mirror.device)
+
+    def _cut(self, whole: Any) -> tuple[Any, Any, Any, Any, Any, Any]:
+        tokens, rows = self._shape.num_tokens, self._shape.num_rows
+        begin = 4 * tokens
+        return (
+            whole[:tokens],
+            whole[tokens : 2 * tokens],
+            whole[2 * tokens : 3 * tokens],
+            whole[3 * tokens : begin],
+            whole[begin : begin + rows],
+            whole[begin + rows :],
+        )
+
+    def upload(self) -> None:
+        self._mirror.upload(len(self._mirror.host))
+
+
+class StepGraph:
+    """One captured shape."""
+
+    def __init__(
+        self,
+        shape: GraphShape,
+        cache: KVCache,
+        layers: tuple[LayerSpec, ...],
+        workspaces: GraphWorkspaces,
+        num_columns: int,
+        last_ids: torch.Tensor,
+    ) -> None:
+        self._shape = shape
+        self._last_ids = last_ids
+        self._scratch_index = cache.scratch_block * cache.shape.block_size
+        self._inputs = _Inputs(shape, cache.keys.device)
+        self._attention = GraphedAttention(
+            cache, layers, shape, workspaces, num_columns, self._inputs.device[2]
+        )
+        self._graph = torch.cuda.CUDAGraph()
+        self._reset_inputs()
+        self._inputs.upload()
+
+    def capture(self, forward: Forward, pool: Any) -> None:
+        """Record the graph; `forward` runs a few times before, so that it is compiled and tuned."""
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with attending(self._attention.attend):
+            with torch.cuda.stream(stream):
+                for _ in range(_NUM_WARMUPS):
+                    self._step(forward)
+            torch.cuda.current_stream().wait_stream(stream)
+            torch.cuda.synchronize()
+            with torch.cuda.graph(self._graph, pool=pool):
+                self._logits, self._ids, self._peaks = self._step(forward)
+
+    def _step(self, forward: Forward) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        tokens, positions, _, fed_slots, last_tokens, slots = self._inputs.device
+        logits, ids, peaks = forward(tokens, positions, fed_slots, last_tokens, self._last_ids)
+        self._last_ids.index_copy_(0, slots, ids)
+        return logits, ids, peaks
+
+    def stage(self, batch: PackedBatch) -> None:
+        """Send a step's inputs to the graph's buffers."""
+        self._fill(batch)
+        self._inputs.upload()
+        self._attention.stage(batch.attention)
+
+    def replay(self, num_rows: int) -> GraphOutput:
+        """Launch; the output's first `num_rows` rows."""
+        self._graph.replay()
+        return GraphOutput(self._logits[:num_rows], Sampled(self._ids[:num_rows], self._peaks[:num_rows]))
+
+    def _reset_inputs(self) -> None:
+        tokens, positions, write_index, fed_slots, last_tokens, slots = self._inputs.host
+        for values in (tokens, positions, last_tokens):
+            values[:] = 0
+        write_index[:] = self._scratch_index
+        fed_slots[:] = -1
+        slots[:] = len(self._last_ids) - 1
+
+    def _fill(self, batch: PackedBatch) -> None:
+        """One-token rows begin at 0, chunks behind the last place for such a row."""
+        attention = batch.attention
+        split, gap = attention.num_decode_rows, self._shape.num_decode_rows - attention.num_decode_rows
+        self._reset_inputs()
+        tokens, positions, write_index, fed_slots, last_tokens, slots = self._inputs.host
+        for values, given in (
+            (tokens, batch.input_ids[0].numpy()),
+            (positions, batch.position_ids[0].numpy()),
+            (write_index, attention.write_index.numpy()),
+        ):
+            values[:split] = given[:split]
+            values[split + gap : len(given) + gap] = given[split:]
+        last = batch.last_tokens.numpy()
+        last_tokens[: len(last)] = np.where(last < split, last, last + gap)
+        slots[: len(last)] = attention.slots
+        if batch.fed_positions:
+            fed = np.array(batch.fed_positions)
+            fed_slots[np.where(fed < split, fed, fed + gap)] = batch.fed_slots
+
+
+class StepGraphs:
+    """All captured shapes of one engine."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        cache: KVCache,
+        layers: tuple[LayerSpec, ...],
+        num_columns: int,
+        last_ids: torch.Tensor,
+        compile_model: bool,
+    ) -> None:
+        self._model = model
+        self._last_ids = last_ids
+        self._forward: Forward = self._next_tokens
+        if compile_model:
+            self._forward = torch.compile(self._next_tokens, dynamic=True)
+        num_slots = len(last_ids) - 1
+        self._decode_buckets = [*(size for size in _DECODE_BUCKETS if size < num_slots), max(2, num_slots)]
+        self._mixed_buckets = sorted({max(2, num_slots // 4), max(2, num_slots)})
+        shapes = [
+            *(
+                GraphShape(rows, _MAX_CHUNKS, tokens)
+                for tokens, rows in product(_CHUNK_BUCKETS, self._mixed_buckets)
+            ),
+            *(GraphShape(rows) for rows in self._decode_buckets),
+        ]
+        workspaces = GraphWorkspaces(
+            layers, GraphShape(max(2, num_slots), _MAX_CHUNKS, _CHUNK_BUCKETS[-1]), cache.keys.device
+        )
+        self._build = lambda shape: StepGraph(shape, cache, layers, workspaces, num_columns, last_ids)
+        self._graphs: dict[GraphShape, StepGraph] = {}
+        self._staged = torch.cuda.Event()
+        self._capture(sorted(shapes, key=lambda shape: -shape.num_tokens))
+
+    def run(self, batch: PackedBatch) -> GraphOutput | None:
+        """Launch the step, or None if no graph holds it."""
+        shape = self._shape_for(batch)
+        if shape is None:
+            return None
+        graph = self._graphs[shape]
+        self._staged.synchronize()  # the previous step's inputs have left the host's buffers
+        graph.stage(batch)
+        self._staged.record()
+        return graph.replay(len(batch.rows))
+
+    def _shape_for(self, batch: PackedBatch) -> GraphShape | None:
+        attention = batch.attention
+        num_decodes = attention.num_decode_rows
+        num_chunks = attention.num_rows - num_decodes
+        if not num_chunks:
+            return GraphShape(_at_least(self._decode_buckets, num_decodes))
+        num_tokens = batch.input_ids.shape[1] - num_decodes
+        if num_chunks > _MAX_CHUNKS or num_tokens > _CHUNK_BUCKETS[-1]:
+            return None
+        rows = _at_least(self._mixed_buckets, num_decodes)
+        return GraphShape(rows, _MAX_CHUNKS, _at_least(_CHUNK_BUCKETS, num_tokens))
+
+    @torch.inference_mode()
+    def _capture(self, shapes: list[GraphShape]) -> None:
+        started, free = time.perf_counter(), torch.cuda.mem_get_info()[0]
+        pool = torch.cuda.graph_pool_handle()
+        with own_attention(self._model, OPAQUE_NAME):
+            for number, shape in enumerate(shapes, start=1):
+                graph = self._build(shape)
+                graph.capture(self._forward, pool)
+                self._graphs[shape] = graph
+                if number == 1 or number % 8 == 0:
+                    logger.info("captured %d of %d CUDA graphs", number, len(shapes))
+        self._staged.record()
+        logger.info(
+            "captured %d CUDA graphs in %.1f s, %.2f GiB",
+            len(shapes),
+            time.perf_counter() - started,
+            (free - torch.cuda.mem_get_info()[0]) / 2**30,
+        )
+
+    def _next_tokens(
+        self,
+        tokens: torch.Tensor,
+        positions: torch.Tensor,
+        fed_slots: torch.Tensor,
+        last_tokens: torch.Tensor,
+        last_ids: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        fed = last_ids[fed_slots.clamp(min=0)]
+        input_ids = torch.where(fed_slots >= 0, fed, tokens)
+        output = self._model(
+            input_ids=input_ids[None],
+            position_ids=positions[None],
+            use_cache=False,
+            logits_to_keep=last_tokens,
+        )
+        logits = output.logits[0]
+        peaks, ids = logits.max(-1)
+        return logits, ids, peaks
+
+
+def _at_least(buckets: Any, wanted: int) -> int:
+    return next(size for size in buckets if size >= wanted)
