@@ -20,6 +20,7 @@ NUM_STEPS: Final = 2
 PRESSING: Final = (Reason.STARVING, Reason.RESCUE)
 MAX_WITHOUT_BLOCKS: Final = 4
 MAX_EXAMINED: Final = 512
+Place = tuple[float, int, float, int, bool, float, int]
 
 
 def claim_candidates(state: State, now: float) -> tuple[str, ...]:
@@ -37,7 +38,7 @@ class _Claims:
         self._num_slots = self._slots_within_two_steps() - len(claimed)
         self._num_tokens = NUM_STEPS * state.token_budget - sum(one.num_tokens for one in claimed)
         self._num_blocks = state.pool.num_available - state.pool.num_promised
-        self._num_without_blocks = 0
+        self._lacking: list[Place] = []
         self._num_yielding: dict[int, int] = {}
         self._extra: dict[str, float] = {}
         for one in claimed:
@@ -106,10 +107,23 @@ class _Claims:
         return taken < self._num_yielding[rank]
 
     def _fits(self, sequence: Sequence) -> bool:
-        """Blocks are counted, and one that lacks them is claimed all the same: blocks are held for it."""
+        """Blocks are counted, and a few that lack them are claimed all the same: blocks are held for them.
+
+        Only those ahead of it in line count against it: whoever comes late and is next must not wait for them.
+        """
         needed = self._state.blocks_promised_to(sequence)
         if needed <= self._num_blocks:
             self._num_blocks -= needed
             return True
-        self._num_without_blocks += 1
-        return self._num_without_blocks <= MAX_WITHOUT_BLOCKS
+        place = self._place(sequence)
+        num_ahead = sum(1 for other in self._lacking if other <= place)
+        if num_ahead < MAX_WITHOUT_BLOCKS:
+            self._lacking.append(place)
+            return True
+        return False
+
+    def _place(self, sequence: Sequence) -> Place:
+        """Where it stands in its turn."""
+        ledger = self._state.ledger
+        account, tenant = ledger.accounts_of(sequence)
+        return (*ledger.order(account), *ledger.order(tenant), sequence.is_late, sequence.deadline_at, sequence.number)

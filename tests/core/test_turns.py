@@ -223,3 +223,17 @@ def test_an_urgent_one_is_claimed_for_the_slot_of_one_that_may_yield() -> None:
     world.step()
     world.add("high", "high", prompt=16, max_tokens=5, at=world.now - 0.07)
     assert world.claim() == ("high",)
+
+
+def test_whoever_is_next_is_claimed_though_others_wait_for_blocks() -> None:
+    """Six requests of a greedy tenant lack blocks; one of a modest tenant comes later and is next all the same."""
+    world = World(capacity=a_capacity(num_slots=16, num_blocks=20))
+    world.add("running", "low", prompt=100, max_tokens=200, tenant="greedy")
+    world.step()
+    for number in range(6):
+        world.add(f"greedy-{number}", "low", prompt=100, max_tokens=200, tenant="greedy")
+    world.step()
+    world.add("modest", "low", prompt=100, max_tokens=200, tenant="modest")
+    ledger = world.scheduler.state.ledger
+    ledger.charge(world.scheduler.state.sequences["running"], 500.0)
+    assert "modest" in world.claim()
