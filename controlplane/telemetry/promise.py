@@ -5,9 +5,11 @@ end-to-end objective where there is one). A request without a second token has n
 failed meets nothing; one that its client cancelled is not counted. Everything in the window is judged by the
 policy of now, so that figures, charts and verdict speak of the same objective after a change.
 
-One half (`ttft`, `tpot`) *breaks* when its window has at least `MIN_SAMPLES` samples and
+One half (`ttft`, `tpot`) *breaks* when
 - its own attainment is below the target, or
 - the joint attainment is, and this half has the more late requests of the two.
+A window of fewer than `MIN_SAMPLES` is judged as if those that it lacks had been in time, and needs `MIN_LATE`
+late ones: one slow request is no broken promise, but ten late ones of twelve are, whoever comes next.
 It is *kept* again when neither is below the target by now, with a margin: the attainment must reach
 `target + RECOVERY_MARGIN × (1 − target)`, or the window must have run empty. `broken_since` is the instant of
 breaking, and stays until then.
@@ -28,6 +30,7 @@ from scheduler_worker.protocol.messages import LatencySample
 
 WINDOW_S: Final = 300.0
 MIN_SAMPLES: Final = 20
+MIN_LATE: Final = 3
 RECOVERY_MARGIN: Final = 0.1
 
 Metric = Literal["ttft", "tpot"]
@@ -75,7 +78,11 @@ def budget_left(num: int, num_late: int, target: float) -> float | None:
 
 
 def breaks(num: int, num_late: int, target: float) -> bool:
-    return num >= MIN_SAMPLES and num - num_late < _needed(num, target)
+    """Whether so many late ones break the promise, whatever the samples that are still lacking turn out to be."""
+    if num < MIN_SAMPLES and num_late < MIN_LATE:
+        return False
+    counted = max(num, MIN_SAMPLES)
+    return counted - num_late < _needed(counted, target)
 
 
 def recovers(num: int, num_late: int, target: float) -> bool:

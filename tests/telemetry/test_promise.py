@@ -59,16 +59,27 @@ def test_a_missed_end_to_end_objective_is_late_too() -> None:
     assert is_late(ended(0, e2e_s=5.1), one)
 
 
-def test_nineteen_late_requests_are_too_few_to_break_a_promise() -> None:
-    window = window_of_low(num_good=0, num_late=19)
+def test_two_late_requests_are_too_few_to_break_a_promise() -> None:
+    window = PromiseWindow(HIGH)  # 99 %: of twenty, one late is too many
+    for number in range(2):
+        window.add_first_token(first(0, 2.0, "high", request_id=str(number)))
     window.judge(T0 + 1)
     assert window.state("ttft").kept
 
 
-def test_twenty_late_requests_break_it() -> None:
-    window = window_of_low(num_good=0, num_late=20)
+def test_three_late_requests_break_it_once_twenty_could_not_mend_them() -> None:
+    window = window_of_low(num_good=1, num_late=3)  # 17 of 20 would be 85 %, whoever the others are
     window.judge(T0 + 1)
     assert window.state("ttft").broken_since == T0 + 1
+
+
+def test_late_requests_that_twenty_could_mend_do_not_break_it_yet() -> None:
+    one = policy({"id": "low", "rank": 0, "weight": 1, "slo": {"ttft_s": 1, "tpot_s": 1, "target": 0.8}})
+    window = PromiseWindow(one.find("low"))
+    for number in range(5):
+        window.add_first_token(first(0, 2.0 if number < 4 else 0.5, "low", request_id=str(number)))
+    window.judge(T0 + 1)  # 16 of 20 would be 80 %
+    assert window.state("ttft").kept
 
 
 def test_exactly_the_target_keeps_the_promise() -> None:
