@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { bytes, figure, latency, latencyBeside, list, mean, objective, percent, plural, significant, watts } from './format';
+import { bytes, figure, latency, latencyBeside, list, mean, objective, percent, plural, significant, watts, wholePercent } from './format';
 
 describe('live figures', () => {
   it.each([
@@ -38,6 +38,7 @@ describe('shares', () => {
   it('never rounds a broken promise up to a kept one', () => {
     expect(percent(0.98996)).toBe('98.9 %');
     expect(percent(0.99996)).toBe('99.99 %');
+    expect([0, 0.002, 0.006, 1].map(wholePercent)).toEqual(['0 %', '< 1 %', '1 %', '100 %']);
   });
 
   it.each([

@@ -76,8 +76,10 @@ function floorTo(value: number, digits: number): number {
   return Math.floor(value * factor + 1e-6) / factor;
 }
 
+/** A share as whole percent; what is there but rounds to nothing is below 1 %. */
 export function wholePercent(share: number | null): string {
-  return share === null ? '–' : `${Math.round(share * 100)} %`;
+  if (share === null) return '–';
+  return share > 0 && share < 0.005 ? '< 1 %' : `${Math.round(share * 100)} %`;
 }
 
 /** A mean of whole things: 52, but 51.5 where they differ. */

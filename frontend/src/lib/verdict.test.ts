@@ -51,6 +51,12 @@ describe('a quiet page', () => {
     expect(quietLine(snapshot, NOW)).toEqual({ head: 'All promises kept', say: 'Closest to its limit: high TPOT, p99 at 35 of 40 ms.' });
   });
 
+  it('does not call a figure over its limit close to it', () => {
+    const high = aClass('high', { tpot: { p50: 0.03, p95: 0.05, p99: 0.05, num: 4 } });
+    const snapshot = aSnapshot({ classes: [high], verdict: aVerdict({ class_id: 'high', metric: 'tpot' }) });
+    expect(quietLine(snapshot, NOW).say).toBe('Over its limit, but of too few requests to judge: high TPOT, p99 at 50 of 40 ms.');
+  });
+
   it('says for how long and since when', () => {
     const snapshot = aSnapshot({ verdict: aVerdict({ since: NOW - 600 }) });
     expect(quietLine(snapshot, NOW).say).toBe('for 10 min, since 03:02:06 UTC.');
@@ -71,6 +77,11 @@ describe('a card', () => {
     expect(promiseLine(aClass('high', { ttft_state: late }), NOW, true)).toBe('TTFT was broken');
     expect(promiseLine(aClass('high', { ttft_state: late, tpot_state: late }), NOW, false)).toBe('both broken 4 min 20 s');
     expect(promiseLine(aClass('high'), NOW, false)).toBe('both kept');
+  });
+
+  it('does not call a promise kept that a few requests have missed', () => {
+    const few = { num_finished: 3, num_late: 1, attainment: 0.667 };
+    expect(promiseLine(aClass('high', few), NOW, false)).toBe('too few to judge');
   });
 
   it('says when nothing was judged', () => {

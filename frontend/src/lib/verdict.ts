@@ -49,7 +49,7 @@ export function keepsBoth(one: ClassLive): boolean {
   return one.ttft_state.kept && one.tpot_state.kept;
 }
 
-/** "Closest to its limit: high TPOT, p99 at 35 of 40 ms." */
+/** "Closest to its limit: high TPOT, p99 at 35 of 40 ms."; says so when it is over already. */
 export function closestLine(snapshot: LiveSnapshot): string {
   const { verdict } = snapshot;
   const one = classOf(snapshot, verdict.class_id);
@@ -61,7 +61,8 @@ export function closestLine(snapshot: LiveSnapshot): string {
   const shown = latencyBeside(measured, limit);
   const [limitValue = '', limitUnit = ''] = objective(limit).split(' ');
   const at = shown.unit === limitUnit ? shown.value : figure(shown);
-  return `Closest to its limit: ${one.id} ${metricName(verdict.metric)}, ${governing} at ${at} of ${limitValue} ${limitUnit}.`;
+  const lead = measured > limit ? 'Over its limit, but of too few requests to judge' : 'Closest to its limit';
+  return `${lead}: ${one.id} ${metricName(verdict.metric)}, ${governing} at ${at} of ${limitValue} ${limitUnit}.`;
 }
 
 /** The quiet line of a page without a broken promise. */
@@ -83,12 +84,22 @@ export function noWorkerLine(snapshot: LiveSnapshot): string {
 /** What a class's card says of its promise. */
 export function promiseLine(one: ClassLive, now: number, isOld: boolean): string {
   const broken = (['ttft', 'tpot'] as const).filter((metric) => !stateOf(one, metric).kept);
-  if (broken.length === 0) return one.num_finished === 0 ? 'nothing finished' : 'both kept';
+  if (broken.length === 0) return keptLine(one);
   const [first = 'ttft', second] = broken;
   const names = second === undefined ? metricName(first) : 'both';
   if (isOld) return `${names} ${second === undefined ? 'was' : 'were'} broken`;
   const since = Math.min(...broken.map((metric) => stateOf(one, metric).broken_since ?? now));
   return `${names} broken ${duration(now - since)}`;
+}
+
+/** Below its target and not broken: so few requests that others may still keep the promise. */
+function keptLine(one: ClassLive): string {
+  if (one.num_finished === 0) return 'nothing finished';
+  return isUndecided(one) ? 'too few to judge' : 'both kept';
+}
+
+export function isUndecided(one: ClassLive): boolean {
+  return keepsBoth(one) && one.attainment !== null && one.attainment < one.objective.target;
 }
 
 export function stateOf(one: ClassLive, metric: Metric) {

@@ -14,7 +14,7 @@ import { count, latency, latencyBeside, latencyText, objective, percent, wholePe
 import type { PanelState } from '../../lib/panelState';
 import { isOld } from '../../lib/panelState';
 import { duration } from '../../lib/time';
-import { burnLine, isLate, keepsBoth, metricName, promiseLine, promised } from '../../lib/verdict';
+import { burnLine, isLate, isUndecided, keepsBoth, metricName, promiseLine, promised } from '../../lib/verdict';
 import { useLiveClock, usePanelState } from './clock';
 
 const PERCENTILES: readonly Percentile[] = ['p50', 'p95', 'p99'];
@@ -49,7 +49,7 @@ function PromiseCard({ one, points, state }: { one: ClassLive; points: readonly 
       sub={<span className="hide-m">rank {one.rank}</span>}
       figure={
         <span className={kept ? 'state' : 'state bad'}>
-          <Icon name={!kept ? 'bad' : one.num_finished === 0 ? 'info' : 'ok'} />
+          <Icon name={!kept ? 'bad' : one.num_finished === 0 || isUndecided(one) ? 'info' : 'ok'} />
           {promiseLine(one, now, isOld(state))}
         </span>
       }

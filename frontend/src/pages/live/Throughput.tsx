@@ -275,7 +275,7 @@ const NUM_MOVES = 3;
 
 function Moves({ snapshot }: { snapshot: LiveSnapshot }) {
   const moves = [...snapshot.limit_changes].sort((a, b) => b.at - a.at).slice(0, NUM_MOVES);
-  if (moves.length === 0) return <p className="note">The limit has not moved.</p>;
+  if (moves.length === 0) return <p className="note">Measured latency has not moved the limit.</p>;
   return (
     <ol className="moves">
       {moves.map((move) => (
