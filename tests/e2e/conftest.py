@@ -48,7 +48,7 @@ def operator(system: RunningDemo) -> Iterator[Operator]:
 
 
 @pytest.fixture
-def open_page(browser: Browser, system: RunningDemo) -> Iterator[Callable[..., Page]]:
+def open_page(browser: Browser, system: RunningDemo, operator: Operator) -> Iterator[Callable[..., Page]]:
     """Open a path as the signed-in operator. The page must not have failed by the end of the test."""
     pages: list[Page] = []
     failures: list[str] = []
@@ -57,11 +57,9 @@ def open_page(browser: Browser, system: RunningDemo) -> Iterator[Callable[..., P
         page = ui.open_page(browser, **options)
         pages.append(page)
         page.on("pageerror", lambda error: failures.append(str(error)))
-        info = system.info
-        ui.sign_in(page, info["url"], info["username"], info["password"])
-        if path != "/live":
-            page.goto(f"{info['url']}{path}")
-            ui.wait_until_live(page)
+        page.context.add_cookies(operator.cookies())
+        page.goto(f"{system.info['url']}{path}")
+        ui.wait_until_live(page)
         return page
 
     yield open_at

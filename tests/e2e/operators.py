@@ -23,6 +23,11 @@ class Operator:
         """The active version."""
         return dict(self._get("/api/v1/policies/active"))
 
+    def cookies(self) -> list[dict[str, str]]:
+        """The session, for a browser that need not sign in again."""
+        url = str(self._http.base_url)
+        return [{"name": name, "value": value, "url": url} for name, value in self._http.cookies.items()]
+
     def workers(self) -> list[dict[str, Any]]:
         """As `/api/v1/fleet/workers` lists them."""
         return list(self._get("/api/v1/fleet/workers")["results"])

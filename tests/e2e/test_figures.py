@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
-import psutil
 import pytest
 from playwright.sync_api import Browser
 
@@ -64,13 +63,15 @@ def observed(
     system: RunningDemo, clients: Clients, operator: Operator, browser: Browser
 ) -> Iterator[Observed]:
     """The load; then the page; then requests that are held, some running and some waiting, and the page again."""
+    begun_at = time.perf_counter()
     operator.publish(calm, "Six slots, nobody yields, nobody is refused")
     streams = clients.run(plan(NUMS, NUM_TOKENS, MEAN_GAP_S, seed=7))
     objectives = {class_id: telling(class_id, streams) for class_id in NUMS}
     version = operator.publish(partial(promise, objectives), "Objectives that some of the requests missed")
     seen = Observed(version, streams, objectives)
     page = ui.open_page(browser)
-    ui.sign_in(page, system.info["url"], system.info["username"], system.info["password"])
+    page.context.add_cookies(operator.cookies())
+    page.goto(f"{system.info['url']}/live")
     wait_until(lambda: has_settled(live_figures.read(page), version), 20)
     seen.shown = live_figures.read(page)
 
@@ -78,9 +79,10 @@ def observed(
     seen.held = held
     try:
         wait_until(lambda: sum(one.is_running for one in held) == NUM_SLOTS, 60)
-        begun_at = time.perf_counter()
-        wait_until(lambda: time.perf_counter() - begun_at > RATE_WINDOW_S + 2, 60)
-        wait_until(lambda: uptime_s(system) > REQUEST_WINDOW_S + 5, 60)
+        all_run_at = time.perf_counter()
+        wait_until(lambda: time.perf_counter() > all_run_at + RATE_WINDOW_S + 2, 60)
+        # A rate is over a minute, or over less while the system is younger than that.
+        wait_until(lambda: time.perf_counter() > begun_at + REQUEST_WINDOW_S, 60)
         seen.shown_held, now = live_figures.read(page), time.perf_counter()
         seen.cells = {class_id: num_cells(page, class_id) for class_id in NUMS}
         seen.num_tokens = {
@@ -149,11 +151,6 @@ def tokens_since(streams: list[Stream], class_id: str, start: float, end: float)
     return sum(start < at <= end for one in mine for at in one.token_at)
 
 
-def uptime_s(system: RunningDemo) -> float:
-    web = next(one for one in system.family() if "uvicorn" in " ".join(one.cmdline()))
-    return time.time() - psutil.Process(web.pid).create_time()
-
-
 @pytest.mark.parametrize("percentile", SHARES)
 @pytest.mark.parametrize("class_id", NUMS)
 def test_ttft_is_what_the_clients_waited(observed: Observed, class_id: str, percentile: str) -> None:
@@ -215,7 +212,8 @@ def test_tokens_per_second_are_those_that_all_clients_received(observed: Observe
 
 
 def test_requests_per_second_are_those_that_ended_in_the_last_minute(observed: Observed) -> None:
-    assert observed.shown_held["finished_rps"] == pytest.approx(observed.finished_rps, rel=RELATIVE)
+    one = 1 / REQUEST_WINDOW_S  # ended at the window's very edge
+    assert observed.shown_held["finished_rps"] == pytest.approx(observed.finished_rps, rel=RELATIVE, abs=one)
 
 
 def test_those_run_that_receive_tokens(observed: Observed) -> None:

@@ -30,8 +30,8 @@ NUMS = {"high": 30, "medium": 60, "low": 60}
 def load(clients: Clients, operator: Operator) -> Iterator[None]:
     """More than the worker can carry, so that every part of the page has something to show."""
     operator.publish(strained, "Let medium and low yield to high")
-    streams, done = clients.begin(plan(NUMS, num_tokens=64, mean_gap_s=0.5, seed=11))
-    wait_until(lambda: sum(one.ended_at is not None for one in streams) >= 4, 90)
+    streams, done = clients.begin(plan(NUMS, num_tokens=32, mean_gap_s=0.5, seed=11))
+    wait_until(lambda: sum(one.ended_at is not None for one in streams) >= 2, 90)
     yield
     done.cancel()
 
@@ -53,6 +53,21 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+SPILLED = """() => [...document.querySelectorAll('.panel')].flatMap(panel => {
+    const right = panel.getBoundingClientRect().right;
+    return [...panel.querySelectorAll('p, b, dd, dt, span, td, h2, h3, li, button, pre')]
+        .filter(one => one.closest('.scroll, pre, .sr') === null)
+        .filter(one => one.getBoundingClientRect().right > right + 1)
+        .map(one => `${one.tagName} ${one.textContent.slice(0, 60)}`);
+})"""
+
+
+def spilled(page: Page) -> list[str]:
+    """Texts that reach beyond the right edge of their panel."""
+    found: list[str] = page.evaluate(SPILLED)
+    return found
+
+
 @pytest.mark.parametrize("theme", THEMES)
 @pytest.mark.parametrize("path", PAGES)
 def test_a_page_is_accessible(open_page: Open, pictures: Path, path: str, theme: str) -> None:
@@ -66,6 +81,12 @@ def test_a_page_fits_a_phone(open_page: Open, pictures: Path, path: str) -> None
     page = open_page(path, width=390, height=844)
     page.screenshot(path=pictures / f"{path[1:]}-phone.png", full_page=True)
     assert ui.overflow_px(page) == 0
+    assert spilled(page) == []
+
+
+@pytest.mark.parametrize("width", [1000, 1280, 1440])
+def test_nothing_on_the_live_page_leaves_its_panel(open_page: Open, width: int) -> None:
+    assert spilled(open_page("/live", width=width)) == []
 
 
 def test_verdict_promises_and_lanes_are_seen_without_scrolling(open_page: Open, pictures: Path) -> None:
