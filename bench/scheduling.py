@@ -79,14 +79,14 @@ def _said(row: Row) -> Row:
 # VTC's arena trace
 
 
-def arena_policy(**changes: Any) -> Policy:
+def arena_policy(memory: Memory) -> Policy:
     """One class whose objectives never act: tenants share, nothing is refused, no tier."""
     slo = Slo(ttft_s=600.0, tpot_s=10.0)
     return Policy(
         classes=(ClassPolicy(id="all", rank=0, weight=1, slo=slo, max_wait_s=600.0, queue_limit=100_000),),
         step=Step(max_num_batched_tokens=4096, max_chunk_tokens=4096),
         starvation=Starvation(enabled=False),
-        **changes,
+        memory=memory,
     )
 
 
@@ -96,7 +96,7 @@ def _arena(options: argparse.Namespace) -> list[Request]:
 
 
 def _vtc_rows(options: argparse.Namespace) -> Iterator[Row]:
-    trace, policy = _arena(options), arena_policy()
+    trace, policy = _arena(options), arena_policy(Memory(max_bypasses=0))
     for seed in range(options.seeds):
         setup = Setup(
             trace=trace, policies={"arena": policy}, schedulers=(), cost=perturbed(VTC_ARENA, PERTURBED_BY, seed),

@@ -7,7 +7,6 @@ of what the other doors see. Times are readings of one clock, in seconds.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from math import exp
 from typing import Final, NamedTuple
 
@@ -15,7 +14,8 @@ from scheduler_worker.core import admission
 from scheduler_worker.core.output_lengths import OutputLengths
 from scheduler_worker.core.policy import Policy
 
-MEMORY_S: Final = 10.0
+MEMORIES_S: Final = (1.0, 10.0)
+MIN_AGE_S: Final = 1.0
 SIZE_WEIGHT: Final = 0.02
 FIRST_PROMPT_TOKENS: Final = 256.0
 
@@ -27,21 +27,32 @@ class Waiting(NamedTuple):
     cost: float
 
 
-@dataclass(slots=True)
 class ArrivalRate:
-    """Work per second, older arrivals counting less: e-fold in `MEMORY_S`."""
+    """Work per second of late: the larger of a short and a long memory (e-fold in so many seconds).
 
-    per_s: float = 0.0
-    at: float = 0.0
+    The short one sees a burst while it can still be refused, the long one does not forget between two. Each is
+    corrected for what it cannot have seen yet, or the first seconds would look idle.
+    """
+
+    def __init__(self) -> None:
+        self._sums = [0.0] * len(MEMORIES_S)
+        self._began_at: float | None = None
+        self._at = 0.0
 
     def add(self, cost: float, now: float) -> None:
         """Work arrived."""
-        self.per_s = self.value(now) + cost / MEMORY_S
-        self.at = now
+        if self._began_at is None:
+            self._began_at = now
+        self._sums = [known * exp((self._at - now) / m) + cost for known, m in zip(self._sums, MEMORIES_S, strict=True)]
+        self._at = now
 
     def value(self, now: float) -> float:
-        """Cost tokens per second of late."""
-        return self.per_s * exp(-(now - self.at) / MEMORY_S)
+        """Cost tokens per second."""
+        if self._began_at is None:
+            return 0.0
+        age_s = max(now - self._began_at, MIN_AGE_S)
+        fade = [exp((self._at - now) / m) / (m * (1.0 - exp(-age_s / m))) for m in MEMORIES_S]
+        return max(known * one for known, one in zip(self._sums, fade, strict=True))
 
 
 class Forecast:
@@ -50,14 +61,17 @@ class Forecast:
     def __init__(self) -> None:
         self._arrivals: dict[str, ArrivalRate] = {}
         self._lengths: dict[str, OutputLengths] = {}
+        self._num_accepted = 0
         self._mean_prompt = FIRST_PROMPT_TOKENS
         self._mean_output = FIRST_PROMPT_TOKENS
 
     def accepted(self, ask: admission.Ask, cost: float, now: float) -> None:
         """A request came in."""
         self._arrivals.setdefault(ask.class_id, ArrivalRate()).add(cost, now)
-        self._mean_prompt += SIZE_WEIGHT * (ask.num_prompt_tokens - self._mean_prompt)
-        self._mean_output += SIZE_WEIGHT * (ask.num_output_tokens - self._mean_output)
+        self._num_accepted += 1
+        weight = max(SIZE_WEIGHT, 1.0 / self._num_accepted)
+        self._mean_prompt += weight * (ask.num_prompt_tokens - self._mean_prompt)
+        self._mean_output += weight * (ask.num_output_tokens - self._mean_output)
 
     def ended(self, class_id: str, num_output_tokens: int) -> None:
         """An answer ended by itself or by its limit."""

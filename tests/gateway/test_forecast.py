@@ -64,12 +64,29 @@ def test_the_expected_answer_follows_those_that_ended() -> None:
 
 def test_arrivals_fade() -> None:
     rate = ArrivalRate()
-    rate.add(100.0, now=0.0)
-    assert rate.value(10.0) == pytest.approx(100.0 / 10 / 2.71828, rel=1e-3)
+    for second in range(100):
+        rate.add(100.0, now=float(second))
+    assert rate.value(99.0 + 30.0) < 0.06 * rate.value(99.0)
 
 
 def test_a_steady_flow_is_measured() -> None:
     rate = ArrivalRate()
     for tenth in range(1000):
         rate.add(5.0, now=tenth / 10)
-    assert rate.value(99.9) == pytest.approx(50.0, rel=0.02)
+    assert rate.value(99.9) == pytest.approx(50.0, rel=0.06)
+
+
+def test_a_flow_that_has_just_begun_is_measured_too() -> None:
+    rate = ArrivalRate()
+    for tenth in range(11):
+        rate.add(5.0, now=tenth / 10)
+    assert rate.value(1.0) == pytest.approx(50.0, rel=0.2)
+
+
+def test_a_burst_is_seen_at_once_and_not_forgotten_at_once() -> None:
+    rate = ArrivalRate()
+    rate.add(1.0, now=0.0)
+    for hundredth in range(200):
+        rate.add(5.0, now=100.0 + hundredth / 100)
+    assert rate.value(102.0) > 0.8 * 500.0
+    assert rate.value(106.0) > 0.1 * 500.0

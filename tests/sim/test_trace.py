@@ -38,7 +38,8 @@ def test_arrivals_count_from_the_first_one_and_are_sorted(tmp_path: Path) -> Non
 
 
 def test_the_azure_format_is_read_as_it_is(tmp_path: Path) -> None:
-    text = "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46.6805900,374,44\n2023-11-16 18:15:50.6805900,1,2\n"
+    rows = ("2023-11-16 18:15:46.6805900,374,44", "2023-11-16 18:15:50.6805900,1,2")
+    text = "\n".join(("TIMESTAMP,ContextTokens,GeneratedTokens", *rows, ""))
     assert read_trace(write(tmp_path, text)) == [Request(0.0, 374, 44), Request(4.0, 1, 2)]
 
 
