@@ -70,7 +70,8 @@ class Turns:
         """The others, once `pressing` is exhausted."""
         while (in_turn := self._next_turn()) is not None:
             self._taken.add(in_turn.seq_id)
-            yield in_turn, Reason.TURN if len(self._classes) > 1 else Reason.ONLY_CLASS_WAITING
+            account = self._ledger.accounts_of(in_turn)[0]
+            yield in_turn, Reason.TURN if self._others_wait(account) else Reason.ONLY_CLASS_WAITING
 
     def charge(self, sequence: Sequence, cost: float) -> None:
         """The sequence was granted service of this cost."""
@@ -82,12 +83,13 @@ class Turns:
     def _may(self, sequence: Sequence, reason: Reason) -> bool:
         account = self._ledger.accounts_of(sequence)[0]
         if reason is Reason.STARVING:
-            others_wait = any(
-                one.num_queued for one in self._ledger.classes.values() if one is not account
-            )
             granted = self._extra.get(account.key, 0.0) * account.weight
-            return not others_wait or account.tier_credit >= granted
+            return not self._others_wait(account) or account.tier_credit >= granted
         return self._ledger.lead(account, self._extra) <= self._policy.fairness.max_lead_tokens
+
+    def _others_wait(self, account: ClassAccount) -> bool:
+        """Whether another class waits anywhere; `queues` may hold only those that this worker has claimed."""
+        return any(one.num_queued for one in self._ledger.classes.values() if one is not account)
 
     def _walk_starving(self) -> Iterator[Sequence]:
         if not self._policy.starvation.enabled:

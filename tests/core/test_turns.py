@@ -132,6 +132,15 @@ def test_no_turn_is_lost_while_a_class_is_alone() -> None:
     assert reasons(world) == {"a": Reason.ONLY_CLASS_WAITING}
 
 
+def test_a_class_is_not_alone_while_another_waits_that_nobody_has_claimed() -> None:
+    """One slot: only the first is claimed, the others are still headers in the queue."""
+    world = one_slot(without_preemption(default_policy()))
+    for class_id in ("high", "low"):
+        world.add(class_id, class_id)
+    world.run()
+    assert reasons(world) == {"high": Reason.TURN, "low": Reason.ONLY_CLASS_WAITING}
+
+
 def test_turns_alternate_by_weight_when_many_slots_are_granted_at_once() -> None:
     """Equal requests, 70/20/10, ten slots: seven, two and one, in one step."""
     policy = without_preemption(with_rules(default_policy(), step={"rescue_within_s": 0.0}))
