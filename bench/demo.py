@@ -173,12 +173,34 @@ def tidegate(data_dir: Path) -> Iterator[Callable[[Sequence[Ask]], Round]]:
     with process(command, log):
         wait_for(f"http://127.0.0.1:{port}/readyz", log)
         info = json.loads((data_dir / "demo.json").read_text())
+        accept_everything(f"http://127.0.0.1:{port}", info)
 
         def send(asks: Sequence[Ask]) -> Round:
             url = f"http://127.0.0.1:{port}/v1/chat/completions"
             return asyncio.run(stream_all(asks, url, lambda ask: chat(ask, info["model"]), info["api_keys"]))
 
         yield send
+
+
+def accept_everything(url: str, info: dict[str, Any]) -> None:
+    """Publish the demo's policy without admission: the other two ways refuse nobody either."""
+    with httpx.Client(base_url=url, timeout=30.0) as client:
+        client.get("/api/v1/session").raise_for_status()
+        form = {"username": info["username"], "password": info["password"]}
+        signed_in = client.post("/api/v1/session", json=form, headers=csrf(client, url))
+        signed_in.raise_for_status()
+        active = client.get("/api/v1/policies/active").raise_for_status()
+        document = active.json()["document"]
+        document["admission"]["enabled"] = False
+        body = {"document": document, "comment": "Accept everything while comparing"}
+        headers = {**csrf(client, url), "If-Match": active.headers["ETag"]}
+        client.post("/api/v1/policies", json=body, headers=headers).raise_for_status()
+    time.sleep(2.0)  # workers and gateways follow within a second
+
+
+def csrf(client: httpx.Client, url: str) -> dict[str, str]:
+    """What Django asks of a form's sender."""
+    return {"X-CSRFToken": client.cookies["csrftoken"], "Origin": url, "Referer": url}
 
 
 @contextmanager

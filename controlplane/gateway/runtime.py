@@ -195,7 +195,7 @@ class GatewayRuntime:
     async def _database_answers(self) -> bool:
         try:
             async with asyncio.timeout(DATABASE_CHECK_S):
-                await self._reads.run(connection.ensure_connection)
+                await self._reads.run(_ask_database)
         except (DatabaseError, TimeoutError) as error:
             logger.warning("the database does not answer: %s", error)
             return False
@@ -351,3 +351,13 @@ def _send_completions(batch: list[str]) -> None:
     from controlplane.inference.tasks import record_completions
 
     record_completions.delay(batch)
+
+
+def _ask_database() -> None:
+    """One round trip, on a connection of the thread that runs this.
+
+    `connection` must be looked up here: taken on the event loop it would be another one for each call, which no
+    thread gives back, until the pool is empty.
+    """
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT 1")

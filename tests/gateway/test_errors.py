@@ -235,6 +235,12 @@ def test_health_is_200_and_readiness_says_what_is_missing(gateway: Gateway) -> N
     }
 
 
+def test_asking_for_readiness_uses_up_no_connections(gateway: Gateway) -> None:
+    num_asked = settings.TIDEGATE.database_connections + 4
+    answers = [httpx.get(gateway.url + "/readyz").json()["checks"]["postgres"] for _ in range(num_asked)]
+    assert answers == [True] * num_asked
+
+
 def test_readiness_is_200_once_a_worker_lives(gateway: Gateway, worker: ScriptedWorker) -> None:
     wait_until(lambda: httpx.get(gateway.url + "/readyz").status_code == 200, what="readiness")
 
