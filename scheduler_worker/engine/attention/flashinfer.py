@@ -53,7 +53,8 @@ class FlashInferBackend:
         # Plans live in the workspace: the chunks of a step need one beside that of its one-token rows.
         workspace = torch.zeros(_WORKSPACE_BYTES, dtype=torch.uint8, device=device)
         self._prefills = {
-            kind: flashinfer.BatchPrefillWithPagedKVCacheWrapper(workspace, "NHD") for kind in kinds
+            kind: flashinfer.BatchPrefillWithPagedKVCacheWrapper(workspace, "NHD", backend="fa2")
+            for kind in kinds
         }
 
     def plan(self, batch: AttentionBatch) -> None:
