@@ -63,6 +63,7 @@ RULES: Final = {
     "itl_above_band": "batch_limit.itl_target_s",
 }
 
+POLICY_APPLIED: Final = "policy_applied"
 Key = tuple[str, str, str]
 
 
@@ -75,7 +76,7 @@ class _Entry:
 
 
 class EventLog:
-    """The events of the last quarter of an hour by (kind, reason, class), each group ordered by time."""
+    """The events of the last quarter of an hour, grouped by what makes them alike, each group ordered by time."""
 
     def __init__(self, render: Render) -> None:
         self._render = render
@@ -86,7 +87,7 @@ class EventLog:
         for event in events:
             if event.kind in ROUTINE or (event.kind, event.reason) in ROUTINE_REASONS:
                 continue
-            group = self._groups.setdefault((event.kind, event.reason, event.class_id), [])
+            group = self._groups.setdefault(_key(event), [])
             insort(group, _Entry(event.at, event.request_id, source, event))
             del group[:-MAX_PER_KIND]
 
@@ -147,12 +148,18 @@ class EventLog:
     def _explanations(
         self, class_id: str, metric: Metric, since: float, now: float
     ) -> list[tuple[_Entry, int]]:
-        """The first event of each explaining group since a minute before the break; most frequent first."""
+        """The first event of each explaining group since a minute before the break; most frequent first.
+
+        Of several policies only the newest: it is the one that ran when the promise broke.
+        """
         found: list[tuple[_Entry, int]] = []
         for key, group in self._groups.items():
             if key[0] in EXPLAINING_KINDS[metric] or key[:2] in EXPLAINING_REASONS[metric]:
                 until = since if key[0] in WHOLE_WORKER else now
                 found.extend(_first(group, class_id, since - LOOKBACK_S, until))
+        policies = [pair for pair in found if pair[0].event.kind == POLICY_APPLIED]
+        for older in sorted(policies)[:-1]:
+            found.remove(older)
         return sorted(found, key=lambda pair: (-pair[1], pair[0]))
 
 
@@ -205,4 +212,6 @@ def _at(entry: _Entry) -> float:
 
 
 def _key(event: EventRecord) -> Key:
-    return event.kind, event.reason, event.class_id
+    """Events with the same key are like each other; two versions of the policy are not."""
+    about = event.numbers.get("version", "") if event.kind == POLICY_APPLIED else event.class_id
+    return event.kind, event.reason, str(about)

@@ -121,6 +121,22 @@ def test_a_policy_published_just_before_is_a_cause() -> None:
     assert [cause.at - T0 for cause in verdict.causes] == [95]
 
 
+def published(at: float, version: int) -> EventRecord:
+    return event(at, "policy_applied", "policy_published", "", numbers={"version": version})
+
+
+def test_of_several_policies_the_newest_before_the_break_is_the_cause() -> None:
+    verdict = broken_by(published(80, 4), published(95, 5), published(110, 6))
+    assert [cause.at - T0 for cause in verdict.causes] == [95]
+
+
+def test_two_versions_of_the_policy_are_two_lines_and_two_workers_with_one_are_one() -> None:
+    one = fold()
+    one.take(worker(4, "gpu0", events=(published(1, 4), published(3, 5))))
+    one.take(worker(4, "gpu1", events=(published(3, 5),)))
+    assert [(line.at - T0, line.num_like) for line in seen(one, 4).decisions] == [(3, 1), (1, 0)]
+
+
 def rules(low: dict[str, Any], lowest: dict[str, Any]) -> Policy:
     slo = {"ttft_s": 1, "tpot_s": 1}
     return policy(
