@@ -243,7 +243,8 @@ function drawLabel(u: uPlot, model: ChartModel, label: { text: string; series: n
   const px = uPlot.pxRatio;
   const start = Math.max(u.bbox.left, u.valToPos(model.times[row] ?? 0, 'x', true)) + 4 * px;
   const y = u.valToPos(value, 'y', true);
-  const isBelow = label.series === 0 && y + 16 * px < u.bbox.top + u.bbox.height;
+  const isClipped = y - 16 * px < u.bbox.top;
+  const isBelow = isClipped || (label.series === 0 && y + 16 * px < u.bbox.top + u.bbox.height);
   const end = u.bbox.left + u.bbox.width;
   const fits = start + label.text.length * GLYPH_PX * px < end;
   u.ctx.textAlign = fits ? 'left' : 'right';
