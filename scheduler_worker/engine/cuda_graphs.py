@@ -18,13 +18,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from scheduler_worker.engine.attention.base import LayerSpec
-from scheduler_worker.engine.attention.graphed import (
-    GraphedAttention,
-    GraphShape,
-    GraphWorkspaces,
-    PinnedMirror,
-)
+from scheduler_worker.engine.attention.capturable import GraphShape, MakeCapturable, PinnedMirror
 from scheduler_worker.engine.attention.opaque import OPAQUE_NAME, attending
 from scheduler_worker.engine.batch import PackedBatch
 from scheduler_worker.engine.inspection import own_attention
@@ -83,18 +77,14 @@ class StepGraph:
         self,
         shape: GraphShape,
         cache: KVCache,
-        layers: tuple[LayerSpec, ...],
-        workspaces: GraphWorkspaces,
-        num_columns: int,
+        make_attention: MakeCapturable,
         last_ids: torch.Tensor,
     ) -> None:
         self._shape = shape
         self._last_ids = last_ids
         self._scratch_index = cache.scratch_block * cache.shape.block_size
         self._inputs = _Inputs(shape, cache.keys.device)
-        self._attention = GraphedAttention(
-            cache, layers, shape, workspaces, num_columns, self._inputs.device[2]
-        )
+        self._attention = make_attention(shape, self._inputs.device[2])
         self._graph = torch.cuda.CUDAGraph()
         self._reset_inputs()
         self._inputs.upload()
@@ -165,8 +155,7 @@ class StepGraphs:
         self,
         model: PreTrainedModel,
         cache: KVCache,
-        layers: tuple[LayerSpec, ...],
-        num_columns: int,
+        make_attention: MakeCapturable,
         last_ids: torch.Tensor,
         compile_model: bool,
     ) -> None:
@@ -176,8 +165,9 @@ class StepGraphs:
         if compile_model:
             self._forward = torch.compile(self._next_tokens, dynamic=True)
         num_slots = len(last_ids) - 1
-        self._decode_buckets = [*(size for size in _DECODE_BUCKETS if size < num_slots), max(2, num_slots)]
-        self._mixed_buckets = sorted({max(2, num_slots // 4), max(2, num_slots)})
+        largest = largest_shape(num_slots).num_decode_rows
+        self._decode_buckets = [*(size for size in _DECODE_BUCKETS if size < num_slots), largest]
+        self._mixed_buckets = sorted({max(2, num_slots // 4), largest})
         shapes = [
             *(
                 GraphShape(rows, _MAX_CHUNKS, tokens)
@@ -185,10 +175,7 @@ class StepGraphs:
             ),
             *(GraphShape(rows) for rows in self._decode_buckets),
         ]
-        workspaces = GraphWorkspaces(
-            layers, GraphShape(max(2, num_slots), _MAX_CHUNKS, _CHUNK_BUCKETS[-1]), cache.keys.device
-        )
-        self._build = lambda shape: StepGraph(shape, cache, layers, workspaces, num_columns, last_ids)
+        self._build = lambda shape: StepGraph(shape, cache, make_attention, last_ids)
         self._graphs: dict[GraphShape, StepGraph] = {}
         self._staged = torch.cuda.Event()
         self._capture(sorted(shapes, key=lambda shape: -shape.num_tokens))
@@ -254,6 +241,11 @@ class StepGraphs:
         logits = output.logits[0]
         peaks, ids = logits.max(-1)
         return logits, ids, peaks
+
+
+def largest_shape(num_slots: int) -> GraphShape:
+    """The most rows and tokens that any graph of an engine holds. A compiled dimension is never 1."""
+    return GraphShape(max(2, num_slots), _MAX_CHUNKS, _CHUNK_BUCKETS[-1])
 
 
 def _at_least(buckets: Any, wanted: int) -> int:

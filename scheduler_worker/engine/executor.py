@@ -29,7 +29,7 @@ from scheduler_worker.engine.checkpoints import (
     DiskCheckpoints,
     MemoryCheckpoints,
 )
-from scheduler_worker.engine.cuda_graphs import StepGraphs
+from scheduler_worker.engine.cuda_graphs import StepGraphs, largest_shape
 from scheduler_worker.engine.errors import CheckpointDamaged, SettingsError
 from scheduler_worker.engine.fusing import fuse_linears
 from scheduler_worker.engine.inspection import check_logits, check_tokens, inspect_model, refuse_if_different
@@ -79,7 +79,7 @@ class TorchExecutor:
         self._launched: deque[LaunchedStep] = deque()
         if own_logits is not None:
             self._check_against(own_logits)
-        self._graphs = self._capture(settings, layers)
+        self._graphs = self._capture(settings)
         logger.info("engine ready: %s", self.info)
 
     @property
@@ -259,16 +259,15 @@ class TorchExecutor:
         self._runner.plan(batch.attention)
         return self._runner.forward(batch.input_ids, batch.position_ids, batch.last_tokens)
 
-    def _capture(self, settings: EngineSettings, layers: tuple[LayerSpec, ...]) -> StepGraphs | None:
-        if not settings.cuda_graphs or not isinstance(self._backend, FlashInferBackend):
+    def _capture(self, settings: EngineSettings) -> StepGraphs | None:
+        if not settings.cuda_graphs or self._device.type != "cuda":
+            return None
+        num_columns = self._tables.table.shape[1]
+        make_attention = self._backend.capturable(largest_shape(self._num_slots), num_columns)
+        if make_attention is None:
             return None
         return StepGraphs(
-            self._loaded.model,
-            self._cache,
-            layers,
-            num_columns=self._tables.table.shape[1],
-            last_ids=self._last_ids,
-            compile_model=settings.compile_model,
+            self._loaded.model, self._cache, make_attention, self._last_ids, settings.compile_model
         )
 
     def _start_timing(self) -> tuple[torch.cuda.Event, torch.cuda.Event] | None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
+
+if TYPE_CHECKING:
+    from scheduler_worker.engine.attention.capturable import GraphShape, MakeCapturable
 
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
@@ -54,6 +57,10 @@ class AttentionBackend(Protocol):
     """Computes attention over the paged cache. One instance serves one executor."""
 
     name: str
+
+    def capturable(self, largest: GraphShape, num_columns: int) -> MakeCapturable | None:
+        """The same attention for CUDA graphs of up to `largest` rows and tokens, with block tables of
+        `num_columns` blocks; None if there is none."""
 
     def plan(self, batch: AttentionBatch) -> None:
         """Prepare a step; called once before its forward pass."""

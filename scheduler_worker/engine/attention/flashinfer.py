@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from scheduler_worker.engine.attention.base import AttentionBatch, IntArray, LayerSpec
+from scheduler_worker.engine.attention.capturable import CapturableAttention, GraphShape, MakeCapturable
 from scheduler_worker.engine.errors import SettingsError
 from scheduler_worker.engine.kv_cache import KVCache
 
@@ -56,6 +57,17 @@ class FlashInferBackend:
             kind: flashinfer.BatchPrefillWithPagedKVCacheWrapper(workspace, "NHD", backend="fa2")
             for kind in kinds
         }
+
+    def capturable(self, largest: GraphShape, num_columns: int) -> MakeCapturable | None:
+        """See `AttentionBackend.capturable`."""
+        from scheduler_worker.engine.attention.graphed import GraphedAttention, GraphWorkspaces
+
+        workspaces = GraphWorkspaces(self._layers, largest, self._device)
+
+        def make(shape: GraphShape, write_index: torch.Tensor) -> CapturableAttention:
+            return GraphedAttention(self._cache, self._layers, shape, workspaces, num_columns, write_index)
+
+        return make
 
     def plan(self, batch: AttentionBatch) -> None:
         self._num_decode_rows = batch.num_decode_rows

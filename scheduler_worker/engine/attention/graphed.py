@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Final
 
+import flashinfer
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from scheduler_worker.engine.attention.base import AttentionBatch, IntArray, LayerSpec
-from scheduler_worker.engine.attention.flashinfer import import_flashinfer
+from scheduler_worker.engine.attention.capturable import GraphShape, PinnedMirror
+from scheduler_worker.engine.attention.kv_write import write_kv
 from scheduler_worker.engine.kv_cache import KVCache
 
 _MIN_WORKSPACE_BYTES: Final = 128 << 20
@@ -18,37 +18,6 @@ _MAX_TILE: Final = 128
 """Most query rows, heads that share a key head folded in, that one thread block takes."""
 _NUM_SPLITS: Final = 512
 """More thread blocks than FlashInfer ever aims at: two for each multiprocessor."""
-
-
-@dataclass(frozen=True, slots=True)
-class GraphShape:
-    """What one graph holds: `num_decode_rows` rows of one token, then `num_chunk_tokens` tokens of at most
-    `num_chunks` chunks."""
-
-    num_decode_rows: int
-    num_chunks: int = 0
-    num_chunk_tokens: int = 0
-
-    @property
-    def num_tokens(self) -> int:
-        return self.num_decode_rows + self.num_chunk_tokens
-
-    @property
-    def num_rows(self) -> int:
-        return self.num_decode_rows + self.num_chunks
-
-
-class PinnedMirror:
-    """An array on the host and its copy on the device, of the same fixed addresses in every step."""
-
-    def __init__(self, size: int, dtype: torch.dtype, device: torch.device) -> None:
-        self._host = torch.zeros(size, dtype=dtype, pin_memory=True)
-        self.host: npt.NDArray[Any] = self._host.numpy()
-        self.device = torch.zeros(size, dtype=dtype, device=device)
-
-    def upload(self, size: int) -> None:
-        """Send the first `size` elements; the host's copy must stay as it is until the stream got there."""
-        self.device[:size].copy_(self._host[:size], non_blocking=True)
 
 
 class GraphWorkspaces:
@@ -114,8 +83,8 @@ class GraphedAttention:
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
         """See `AttentionBackend.attend`."""
         spec = self._layers[layer]
-        self._cache.write(layer, self._write_index, key, value)
         cache = (self._cache.layer_keys[layer], self._cache.layer_values[layer])
+        write_kv(key, value, self._write_index, *cache)
         query = query.contiguous()
         out = torch.empty_like(query)
         split = self._shape.num_decode_rows
@@ -150,7 +119,7 @@ class _Part:
         self._host = self._cut(self._mirror.host)
         self._lengths = np.zeros(num_rows, dtype=np.int32)
         offsets, begins, last, blocks = self._cut(self._mirror.device)
-        prefill = import_flashinfer().BatchPrefillWithPagedKVCacheWrapper
+        prefill = flashinfer.BatchPrefillWithPagedKVCacheWrapper
         self.wrappers = {
             spec: prefill(
                 workspace,

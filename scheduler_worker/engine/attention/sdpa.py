@@ -16,6 +16,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from scheduler_worker.engine.attention.base import AttentionBatch, IntArray, LayerSpec, TableArray, to_device
+from scheduler_worker.engine.attention.capturable import GraphShape, MakeCapturable
 from scheduler_worker.engine.kv_cache import KVCache
 
 _GROUP_BYTES: Final = {"cpu": 768 << 10, "cuda": 1 << 30}
@@ -83,6 +84,10 @@ class SdpaBackend:
         self._write_index = torch.empty(0, dtype=torch.int64)
         token_bytes = cache.shape.block_bytes // (cache.shape.num_layers * cache.shape.block_size)
         self._group_tokens = max(1, _GROUP_BYTES[device.type] // token_bytes)
+
+    def capturable(self, largest: GraphShape, num_columns: int) -> MakeCapturable | None:
+        """None: its groups and masks differ in size from step to step."""
+        return None
 
     def plan(self, batch: AttentionBatch) -> None:
         self._write_index = batch.write_index
