@@ -54,6 +54,9 @@ EXPLAINING_REASONS: Final[dict[Metric, frozenset[tuple[str, str]]]] = {
 WHOLE_WORKER: Final = frozenset({"batch_limit_changed", "policy_applied", "worker_failed"})
 """Kinds that are about no class; they explain a break only when it followed within a minute."""
 
+GRACE_S: Final = {"policy_applied": 2.0}
+"""The page judges by a new policy at once; a worker says up to a second later that it runs it."""
+
 RULES: Final = {
     "class_may_not_yield": "classes.{index}.preemption.preemptible",
     "past_max_generated": "classes.{index}.preemption.max_generated_tokens",
@@ -155,7 +158,7 @@ class EventLog:
         found: list[tuple[_Entry, int]] = []
         for key, group in self._groups.items():
             if key[0] in EXPLAINING_KINDS[metric] or key[:2] in EXPLAINING_REASONS[metric]:
-                until = since if key[0] in WHOLE_WORKER else now
+                until = since + GRACE_S.get(key[0], 0.0) if key[0] in WHOLE_WORKER else now
                 found.extend(_first(group, class_id, since - LOOKBACK_S, until))
         policies = [pair for pair in found if pair[0].event.kind == POLICY_APPLIED]
         for older in sorted(policies)[:-1]:

@@ -121,6 +121,11 @@ def test_a_policy_published_just_before_is_a_cause() -> None:
     assert [cause.at - T0 for cause in verdict.causes] == [95]
 
 
+def test_a_policy_by_which_the_page_judged_before_the_worker_ran_it_is_a_cause() -> None:
+    verdict = broken_by(event(101, "policy_applied", "policy_published", ""))
+    assert [cause.at - T0 for cause in verdict.causes] == [101]
+
+
 def published(at: float, version: int) -> EventRecord:
     return event(at, "policy_applied", "policy_published", "", numbers={"version": version})
 
