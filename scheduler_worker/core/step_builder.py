@@ -30,6 +30,7 @@ from scheduler_worker.core.turns import Turns, is_urgent
 
 MIN_PREFILL_TOKENS: Final = 32
 MIN_TOKEN_S: Final = 1e-9
+CHUNK_HEADROOM: Final = 0.95  # steps filled to the objective itself end above it half the time, and shrink the limit
 MAX_ASKED: Final = 64
 Key = tuple[int, int, float, int]
 
@@ -182,7 +183,7 @@ class StepBuilder:
             return max(budget, 0)
         tightest_s = min(state.class_policy(one).slo.tpot_s for one in state.lockstep.classes())
         shape = StepShape(num_decodes, 0, state.lockstep.num_kv_tokens(self._step))
-        left_s = tightest_s - state.cost_model.predict(shape)
+        left_s = CHUNK_HEADROOM * tightest_s - state.cost_model.predict(shape)
         token_s = max(state.cost_model.prefill_token_s(state.policy.step.max_chunk_tokens), MIN_TOKEN_S)
         if left_s < budget * token_s:
             affordable = int(left_s / token_s) if left_s > 0.0 else 0
