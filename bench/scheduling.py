@@ -1,8 +1,11 @@
-"""The scheduling figures of docs/scheduling.md, on public traces: `python -m bench.scheduling vtc|azure|cost`.
+"""The scheduling figures of docs/scheduling.md, on public traces, by one command each.
 
     python -m bench.scheduling vtc   --traces DIR                       # VTC's arena trace, five schedulers
     python -m bench.scheduling azure --traces DIR --load 0.85 --slots 64
     python -m bench.scheduling azure --traces DIR --load 1.5 --slots 64 --bounds 4 8 16 32 64
+    python -m bench.scheduling oracle --traces DIR --load 1.5           # refusals against an oracle's
+    python -m bench.scheduling memory --traces DIR                      # tokens computed again for want of memory
+    python -m bench.scheduling limit                                    # how steady the batch limit is
     python -m bench.scheduling cost                                     # the scheduler's own time per step
 
 DIR holds `vtc_arena/` and `azure2023/`. Medians over seeds with their range; `--json` writes every run.
@@ -19,20 +22,28 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from random import Random
 from typing import Any
 
+from scheduler_worker.core.admission import Ask
+from scheduler_worker.core.plan import Capacity, Event, EventKind
 from scheduler_worker.core.policy import ClassPolicy, Memory, Policy, Slo, Starvation, Step, default_policy
+from scheduler_worker.core.scheduler import Scheduler
+from scheduler_worker.core.sequence import SequenceHeader
+from scheduler_worker.sim.admission import SimulatedAdmission
 from scheduler_worker.sim.compare import Setup, saturated_rps, simulate
 from scheduler_worker.sim.cost import H200_1B, VTC_ARENA, perturbed
 from scheduler_worker.sim.report import nearest_rank, report
-from scheduler_worker.sim.run import History
+from scheduler_worker.sim.run import History, Options, Simulation
 from scheduler_worker.sim.trace import Request, read_trace
 from scheduler_worker.sim.workload import assign_classes, superposed
 
 SMALL_CLIENT = 40
 PERTURBED_BY = 0.016
 SPLIT = (("high", 20.0), ("medium", 30.0), ("low", 50.0))
+CLASSES, SHARES = [one for one, _ in SPLIT], [share for _, share in SPLIT]
 Row = dict[str, Any]
 
 
@@ -50,24 +61,21 @@ def _options() -> argparse.Namespace:
         prog="python -m bench.scheduling", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     commands = parser.add_subparsers(required=True)
-    for name, rows in (
-        ("vtc", _vtc_rows),
-        ("azure", _azure_rows),
-        ("memory", _memory_rows),
-        ("cost", _cost_rows),
-    ):
+    for name, rows in COMMANDS.items():
         command = commands.add_parser(name)
         command.set_defaults(rows=rows)
         command.add_argument("--json", type=Path)
         command.add_argument("--seeds", type=int, default=8 if name == "vtc" else 3)
-        if name != "cost":
+        if name in ("vtc", "memory", "azure", "oracle"):
             command.add_argument("--traces", type=Path, required=True)
-        if name == "azure":
+        if name in ("azure", "oracle"):
             command.add_argument("--load", type=float, default=0.85)
             command.add_argument("--slots", type=int, default=64)
             command.add_argument("--requests", type=int, help="only so many of the trace, from its start")
             command.add_argument("--bounds", type=int, nargs="*", default=[], help="also bounded priority")
-            command.add_argument("--admit-on", choices=("ttft", "max_wait"), default="ttft")
+            command.add_argument(
+                "--admit-on-ttft", nargs="*", default=["low"], help="classes; others: max_wait"
+            )
     return parser.parse_args()
 
 
@@ -137,23 +145,18 @@ def _memory_rows(options: argparse.Namespace) -> Iterator[Row]:
 # The Azure conversation trace
 
 
-def azure_policy(admit_on: str) -> Policy:
-    """The default policy, its chunks limited by the TPOT objectives alone, refusing by the given promise."""
+def azure_policy(on_ttft: Sequence[str]) -> Policy:
+    """The default policy, its chunks limited by the TPOT objectives alone; `on_ttft` is refused by its objective."""
     policy = default_policy()
-    classes = tuple(one.model_copy(update={"admit_on": admit_on}) for one in policy.classes)
+    admit_on = {one.id: "ttft" if one.id in on_ttft else "max_wait" for one in policy.classes}
+    classes = tuple(one.model_copy(update={"admit_on": admit_on[one.id]}) for one in policy.classes)
     return policy.model_copy(update={"classes": classes, "step": Step(max_chunk_tokens=2048)})
 
 
 def _azure_rows(options: argparse.Namespace) -> Iterator[Row]:
-    trace = read_trace(options.traces / "azure2023" / "AzureLLMInferenceTrace_conv.csv")[: options.requests]
-    policy = azure_policy(options.admit_on)
-    classless = assign_classes(trace, [("low", 1.0)], 0)
-    setup = Setup(
-        trace=trace, policies={"azure": policy}, schedulers=(), cost=H200_1B, num_slots=options.slots
-    )
-    rate_rps = options.load * saturated_rps(setup, classless)
-    for seed in range(options.seeds):
-        requests = superposed(assign_classes(trace, SPLIT, seed), rate_rps, seed)
+    policy = azure_policy(options.admit_on_ttft)
+    setup = _azure_setup(options, policy)
+    for seed, requests in _azure_requests(options, policy):
         run = partial(_azure_row, requests=requests, policy=policy, seed=seed)
         yield run("tidegate", setup, "tidegate")
         yield run("priority", setup, "priority")
@@ -161,6 +164,21 @@ def _azure_rows(options: argparse.Namespace) -> Iterator[Row]:
             bounded = replace(setup, queue_bound=bound)
             yield run(f"priority, bound {bound}", bounded, "priority")
             yield run(f"priority, bound {bound}, displacing", replace(bounded, displace=True), "priority")
+
+
+def _azure_setup(options: argparse.Namespace, policy: Policy) -> Setup:
+    trace = read_trace(options.traces / "azure2023" / "AzureLLMInferenceTrace_conv.csv")[: options.requests]
+    return Setup(
+        trace=trace, policies={"azure": policy}, schedulers=(), cost=H200_1B, num_slots=options.slots
+    )
+
+
+def _azure_requests(options: argparse.Namespace, policy: Policy) -> Iterator[tuple[int, list[Request]]]:
+    """A workload for each seed, at the load asked for."""
+    setup = _azure_setup(options, policy)
+    rate_rps = options.load * saturated_rps(setup, assign_classes(setup.trace, [("low", 1.0)], 0))
+    for seed in range(options.seeds):
+        yield seed, superposed(assign_classes(setup.trace, SPLIT, seed), rate_rps, seed)
 
 
 def _azure_row(
@@ -182,6 +200,73 @@ def _azure_row(
     ):
         row[name] = figures[name]
     return row
+
+
+class Oracle(SimulatedAdmission):
+    """Admission that knows how long each answer will become."""
+
+    lengths: Sequence[int] = ()
+
+    def ask(self, header: SequenceHeader, class_id: str) -> Ask:
+        """The truth in place of the expectation."""
+        return Ask(class_id, header.num_prompt_tokens, self.lengths[header.arrival_number - 1])
+
+
+def _oracle_rows(options: argparse.Namespace) -> Iterator[Row]:
+    """Refusals at this load, and those of an admission that knows the output lengths."""
+    policy, capacity = azure_policy(options.admit_on_ttft), Capacity(options.slots, 62_500, 16, 1 << 20)
+    for seed, requests in _azure_requests(options, policy):
+        for kind in (SimulatedAdmission, Oracle):
+            scheduler = Scheduler(policy, capacity)
+            admission = kind(policy, [scheduler], capacity)
+            if isinstance(admission, Oracle):
+                admission.lengths = [one.num_output_tokens for one in requests]
+            history = Simulation(requests, [scheduler], [H200_1B], Options(), admission).run()
+            yield {
+                "run": kind.__name__,
+                "seed": seed,
+                "refused": sum(one.refused for one in history.outcomes),
+            }
+
+
+# The batch limit
+
+
+def _limit_rows(options: argparse.Namespace) -> Iterator[Row]:
+    """Constant Poisson load for 600 s on a device that is slow enough for the limit to act; the last 100 s count."""
+    policy = azure_policy(())
+    for slower, load in ((4.0, 0.85), (4.0, 1.3), (8.0, 0.85), (8.0, 1.3)):
+        for seed in range(options.seeds):
+            changes = _limit_changes(policy, slower, load * 80.0 / slower, seed)
+            limits = [256, *(int(event.numbers["after"]) for event in changes)]
+            late = [limit for limit, event in zip(limits[1:], changes, strict=True) if event.at >= 500.0]
+            seen = [limits[len(changes) - len(late)], *late]
+            yield {
+                "run": f"{slower:g} times as slow, load {load:g}",
+                "seed": seed,
+                "limit": seen[-1],
+                "range": max(seen) - min(seen),
+                "reversals": _reversals(seen),
+            }
+
+
+def _limit_changes(policy: Policy, slower: float, rate_rps: float, seed: int) -> list[Event]:
+    draw, at, requests = Random(f"poisson-{seed}"), 0.0, []
+    while (at := at + draw.expovariate(rate_rps)) < 600.0:
+        requests.append(
+            Request(at, draw.randint(50, 2000), draw.randint(20, 400), draw.choices(CLASSES, SHARES)[0])
+        )
+    cost = H200_1B.scaled(slower)
+    setup = Setup(trace=requests, policies={}, schedulers=(), cost=cost, num_slots=256)
+    history = simulate(setup, "tidegate", policy, requests)
+    return [
+        event for event in history.events if event.kind is EventKind.BATCH_LIMIT_CHANGED and event.at < 600.0
+    ]
+
+
+def _reversals(limits: Sequence[int]) -> int:
+    moves = [after - before for before, after in pairwise(limits)]
+    return sum(one * other < 0 for one, other in pairwise(moves))
 
 
 # The scheduler's own time
@@ -223,6 +308,15 @@ def _spread(values: Sequence[float]) -> str:
         return "–"
     return f"{statistics.median(values):10.4g}  ({min(values):.4g} to {max(values):.4g})"
 
+
+COMMANDS = {
+    "vtc": _vtc_rows,
+    "memory": _memory_rows,
+    "azure": _azure_rows,
+    "oracle": _oracle_rows,
+    "limit": _limit_rows,
+    "cost": _cost_rows,
+}
 
 if __name__ == "__main__":
     main()

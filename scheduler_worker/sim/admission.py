@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from scheduler_worker.core.admission import Refused, WorkerCapacity, request_cost
+from scheduler_worker.core.admission import Ask, Refused, WorkerCapacity, request_cost
 from scheduler_worker.core.forecast import Forecast, Waiting
 from scheduler_worker.core.plan import Capacity
 from scheduler_worker.core.policy import Policy
@@ -28,7 +28,7 @@ class SimulatedAdmission:
     def refusal(self, header: SequenceHeader, now: float) -> float | None:
         """None when the request may enter (its place is then reserved), else seconds to come back."""
         class_id = self._policy.find(header.class_id).id
-        ask = self._forecast.ask(class_id, header.num_prompt_tokens, header.max_tokens)
+        ask = self.ask(header, class_id)
         decision = self._forecast.decide(self._policy, ask, self._load, self._workers, 1, now)
         if isinstance(decision, Refused):
             return decision.retry_after_s
@@ -37,6 +37,10 @@ class SimulatedAdmission:
         self._reserved[header.seq_id] = (class_id, cost)
         self._change(class_id, 1, cost)
         return None
+
+    def ask(self, header: SequenceHeader, class_id: str) -> Ask:
+        """What is expected of the request; an oracle would know."""
+        return self._forecast.ask(class_id, header.num_prompt_tokens, header.max_tokens)
 
     def claimed(self, seq_ids: Iterable[str]) -> None:
         """Workers took these; they wait no more."""

@@ -419,7 +419,8 @@ class BaselineScheduler:
         """Enough for the report: how much is waiting, running and cached."""
         return Snapshot(
             at=now, step=self._step, policy_version=0, batch_limit=self._capacity.num_slots,
-            batch_limit_itl_s=None, batch_limit_target_s=None, num_slots=self._capacity.num_slots, num_blocks=self._capacity.num_blocks,
+            batch_limit_itl_s=None, batch_limit_target_s=None, num_slots=self._capacity.num_slots,
+            num_blocks=self._capacity.num_blocks,
             num_used_blocks=self._capacity.num_blocks - self._free_blocks, num_cached_blocks=0,
             classes=(), sequences=(),
         )  # fmt: skip

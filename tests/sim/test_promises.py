@@ -160,8 +160,8 @@ def test_the_azure_trace_is_served_within_bounds(rate_rps: float) -> None:
 def test_load_that_jumps_fivefold_within_a_bound_stays_within_the_margin(
     trace: Path, rate_rps: float
 ) -> None:
-    """Who was accepted on what more urgent classes left idle is overtaken by the jump: by a quarter of the bound."""
-    assert longest_wait_s(run(warmed_up(trace, rate_rps))) <= 1.25 * BOUND_S
+    """Who was accepted on what more urgent classes left idle is overtaken by the jump: by 30 % of the bound at most."""
+    assert longest_wait_s(run(warmed_up(trace, rate_rps))) <= 1.3 * BOUND_S
 
 
 @pytest.mark.skipif(not AZURE.exists(), reason="the shared traces are not on this machine")
