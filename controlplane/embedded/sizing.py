@@ -19,6 +19,8 @@ TPOT_HEADROOM = 2.0
 TTFT_HEADROOM = 3.0
 MIN_TPOT_S = 0.02
 MIN_TTFT_S = 0.1
+MIN_RESCUE_S = 0.05
+RESCUE_STEPS = 2.0  # decisions fall once a step: what is due between two of them must be seen at the first
 TARGET = 0.95
 MEAN_PROMPT_TOKENS = 80
 MEAN_OUTPUT_TOKENS = 45
@@ -82,7 +84,11 @@ def size_policy(speed: Speed) -> Policy:
         ),
         default_class="medium",
         batch_limit=_batch_limit(speed, tpot_s),
-        step=Step(max_num_batched_tokens=budget, max_chunk_tokens=min(512, budget)),
+        step=Step(
+            max_num_batched_tokens=budget,
+            max_chunk_tokens=min(512, budget),
+            rescue_within_s=_rounded_up(max(MIN_RESCUE_S, RESCUE_STEPS * speed.usual_step_s)),
+        ),
     )
 
 

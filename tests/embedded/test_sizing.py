@@ -32,6 +32,11 @@ def test_a_fast_machine_promises_no_less_than_people_notice() -> None:
     assert size_policy(FAST).classes[0].slo.ttft_s == pytest.approx(0.1)
 
 
+def test_a_rescue_begins_before_the_step_in_which_the_objective_passes() -> None:
+    # decisions fall once a step of 0.12 s
+    assert size_policy(SLOW).step.rescue_within_s == pytest.approx(2 * 0.12)
+
+
 def test_less_urgent_classes_promise_less() -> None:
     promises = [(one.slo.ttft_s, one.slo.tpot_s) for one in size_policy(SLOW).classes]
     assert promises == sorted(promises)
