@@ -92,10 +92,9 @@ class Turn(NamedTuple):
 class Loop:
     """A fresh scheduler over an executor: nothing is cached from the loop before."""
 
-    def __init__(self, executor: TorchExecutor, token_budget: int) -> None:
+    def __init__(self, executor: TorchExecutor, token_budget: int, max_chunk_tokens: int = 512) -> None:
         self._executor = executor
-        self._policy = _policy(token_budget)
-        self._scheduler = Scheduler(self._policy, executor.capacity)
+        self._scheduler = Scheduler(_policy(token_budget, max_chunk_tokens), executor.capacity)
         self._max_in_flight = executor.capacity.max_in_flight_steps
         self._in_flight: deque[int] = deque()
         self._number = 0
@@ -193,10 +192,12 @@ def _result(output: StepOutput) -> StepResult:
     return StepResult(output.step, rows, output.duration_s, output.filled_blocks)
 
 
-def _policy(token_budget: int) -> Policy:
+def _policy(token_budget: int, max_chunk_tokens: int) -> Policy:
     """One class with an objective that never shrinks the batch."""
     only = ClassPolicy(id="only", rank=0, weight=1, slo=Slo(ttft_s=60, tpot_s=10), max_wait_s=600)
-    return Policy(classes=(only,), step=Step(max_num_batched_tokens=token_budget, max_chunk_tokens=512))
+    return Policy(
+        classes=(only,), step=Step(max_num_batched_tokens=token_budget, max_chunk_tokens=max_chunk_tokens)
+    )
 
 
 def workload(num_requests: int, vocab_size: int) -> list[Request]:
@@ -210,12 +211,13 @@ def workload(num_requests: int, vocab_size: int) -> list[Request]:
     return requests
 
 
-def long_contexts(batch: int, num_steps: int, vocab_size: int) -> list[Request]:
-    """`batch` requests of `CONTEXT_TOKENS` that decode together for a while."""
+def long_contexts(
+    batch: int, num_steps: int, vocab_size: int, num_tokens: int = CONTEXT_TOKENS
+) -> list[Request]:
+    """`batch` requests of `num_tokens` that decode together for a while."""
     r = random.Random(2)
     return [
-        Request([r.randint(3, vocab_size - 1) for _ in range(CONTEXT_TOKENS)], num_steps)
-        for _ in range(batch)
+        Request([r.randint(3, vocab_size - 1) for _ in range(num_tokens)], num_steps) for _ in range(batch)
     ]
 
 
@@ -276,6 +278,35 @@ class Bench:
         turns = [loop.turn() for _ in range(num_steps)]
         loop.abandon()
         self._add_decode(batch, turns, loop.parts)
+
+    def prefill(self, executor: TorchExecutor, num_tokens: int) -> None:
+        """The device's time for one prompt in one step, and the share of a plain matmul's rate."""
+        times = []
+        for _ in range(4):
+            loop = Loop(executor, num_tokens, num_tokens)
+            loop.add(long_contexts(1, 1, self._shape["vocab_size"], num_tokens))
+            times.append(max(turn.device_s for turn in loop.run()))
+            loop.abandon()
+        seconds = statistics.median(times[1:])
+        rate = prefill_operations(self._shape, num_tokens) / seconds
+        self.add("prefill", num_tokens, seconds * 1e3, "ms")
+        self.add("prefill_rate", num_tokens, rate / matmul_rate(self._device) * 100, "% of matmul")
+
+    def kernels(self, executor: TorchExecutor, batch: int) -> None:
+        """Print where a decode step's time goes, by kernel."""
+        loop = Loop(executor, self._arguments.token_budget)
+        loop.add(long_contexts(batch, 200, self._shape["vocab_size"]))
+        while loop.turn().num_tokens < batch:
+            pass
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+            for _ in range(20):
+                loop.turn()
+            _synchronize(self._device)
+        loop.abandon()
+        found = sorted(profile.key_averages(), key=lambda one: -one.self_device_time_total)
+        for one in found[:16]:
+            each = one.self_device_time_total / 20
+            print(f"kernel {batch} {each:9.1f} us/step {one.count / 20:6.1f} x {one.key[:100]}")
 
     def _add_decode(self, batch: int, turns: list[Turn], parts: dict[str, list[float]]) -> None:
         floor = decode_floor_s(self._shape, batch, self._model.dtype.itemsize) / self._bandwidth * 1e3
@@ -346,7 +377,7 @@ def union_s(spans: list[tuple[int, int]]) -> float:
 def build_model(shape: dict[str, Any], device: torch.device, dtype: str) -> transformers.PreTrainedModel:
     """A Llama of this shape with random weights, made on the device."""
     config = transformers.LlamaConfig(
-        max_position_embeddings=8192, bos_token_id=1, eos_token_id=2, rms_norm_eps=1e-5, **shape
+        max_position_embeddings=16_384, bos_token_id=1, eos_token_id=2, rms_norm_eps=1e-5, **shape
     )
     torch.manual_seed(0)
     with torch.device(device), default_dtype(getattr(torch, dtype)):
@@ -371,6 +402,22 @@ def decode_floor_s(shape: dict[str, Any], batch: int, itemsize: int) -> float:
     weights = shape["num_hidden_layers"] * layer + shape["vocab_size"] * hidden
     kv = batch * CONTEXT_TOKENS * 2 * kv_width * shape["num_hidden_layers"]
     return float((weights + kv) * itemsize)
+
+
+def prefill_operations(shape: dict[str, Any], num_tokens: int) -> float:
+    """Operations of one prompt: every layer's products and causal attention, and one row of logits."""
+    hidden, width = shape["hidden_size"], shape["num_attention_heads"] * shape["head_dim"]
+    kv_width = shape["num_key_value_heads"] * shape["head_dim"]
+    layer = 2 * num_tokens * hidden * (2 * kv_width + 3 * shape["intermediate_size"])
+    layer += 2 * num_tokens * 2 * width * hidden + 2 * num_tokens**2 * width
+    return float(shape["num_hidden_layers"] * layer + 2 * hidden * shape["vocab_size"])
+
+
+def matmul_rate(device: torch.device) -> float:
+    """Operations per second of a large bfloat16 product, the best of several."""
+    size = 8192
+    left, right = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    return float(2 * size**3 / min(_timed(lambda: left @ right, device) for _ in range(10)))
 
 
 def copy_bandwidth(device: torch.device) -> float:
@@ -441,6 +488,9 @@ def main() -> None:
         if "decode" in arguments.parts and num_slots == max(arguments.batches):
             for batch in arguments.batches:
                 bench.decode(executor, batch)
+        if "kernels" in arguments.parts:
+            for batch in arguments.batches:
+                bench.kernels(executor, min(batch, num_slots))
         for name in arguments.workloads:
             num_requests, wanted = WORKLOADS[name]
             if wanted == num_slots:
@@ -448,13 +498,16 @@ def main() -> None:
         executor.close()
         del executor
         torch.cuda.empty_cache()
+    if "prefill" in arguments.parts:
+        for num_tokens in (2048, 8192):
+            bench.prefill(bench.executor(2, num_tokens + 16), num_tokens)
     if arguments.json:
         document = {"environment": environment(resolve_device(arguments.device)), "rows": bench.rows}
         arguments.json.write_text(json.dumps(document, indent=1) + "\n")
 
 
 def _slots(arguments: argparse.Namespace) -> set[int]:
-    slots = {max(arguments.batches)} if "decode" in arguments.parts else set()
+    slots = {max(arguments.batches)} if {"decode", "kernels"} & set(arguments.parts) else set()
     if {"throughput", "busy", "static"} & set(arguments.parts):
         slots |= {WORKLOADS[name][1] for name in arguments.workloads}
     return slots

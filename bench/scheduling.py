@@ -235,14 +235,14 @@ def _oracle_rows(options: argparse.Namespace) -> Iterator[Row]:
 def _limit_rows(options: argparse.Namespace) -> Iterator[Row]:
     """Constant Poisson load for 600 s on a device that is slow enough for the limit to act; the last 100 s count."""
     policy = azure_policy(())
-    for slower, load in ((4.0, 0.85), (4.0, 1.3), (8.0, 0.85), (8.0, 1.3)):
+    for slower, rate_rps in ((4.0, 17.0), (4.0, 26.0), (8.0, 7.0), (8.0, 13.0)):
         for seed in range(options.seeds):
-            changes = _limit_changes(policy, slower, load * 80.0 / slower, seed)
+            changes = _limit_changes(policy, slower, rate_rps, seed)
             limits = [256, *(int(event.numbers["after"]) for event in changes)]
             late = [limit for limit, event in zip(limits[1:], changes, strict=True) if event.at >= 500.0]
             seen = [limits[len(changes) - len(late)], *late]
             yield {
-                "run": f"{slower:g} times as slow, load {load:g}",
+                "run": f"{slower:g} times as slow, {rate_rps:g} requests/s",
                 "seed": seed,
                 "limit": seen[-1],
                 "range": max(seen) - min(seen),
