@@ -264,6 +264,7 @@ def welcome(demo: dict[str, Any], sizing: dict[str, Any], data_dir: Path, *, wit
     body = {
         "model": demo["model"],
         "stream": True,
+        "temperature": 0,  # at 1 the small model may ramble until its context is full
         "messages": [{"role": "user", "content": "What is the capital of France?"}],
     }
     return f"""

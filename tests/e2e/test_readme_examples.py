@@ -43,4 +43,4 @@ def test_the_shell_example_streams_an_answer(checkout: Path) -> None:
 
 def test_the_python_example_streams_an_answer(checkout: Path) -> None:
     (example,) = re.findall(r"```python\n(.*?)```", SECTION, re.DOTALL)
-    assert output_of([sys.executable, "-c", example], checkout).strip()
+    assert output_of([sys.executable, "-c", example], checkout) == "The capital of France is Paris."
