@@ -28,7 +28,7 @@ from scheduler_worker.engine.sampling import Sampled
 logger = logging.getLogger(__name__)
 
 _DECODE_BUCKETS: Final = (2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
-_CHUNK_BUCKETS: Final = (64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+_CHUNK_BUCKETS: Final = (*range(64, 512, 64), *range(512, 1024, 128), *range(1024, 2049, 256))
 _MAX_CHUNKS: Final = 64
 _NUM_WARMUPS: Final = 2
 
@@ -167,7 +167,7 @@ class StepGraphs:
         num_slots = len(last_ids) - 1
         largest = largest_shape(num_slots).num_decode_rows
         self._decode_buckets = [*(size for size in _DECODE_BUCKETS if size < num_slots), largest]
-        self._mixed_buckets = sorted({max(2, num_slots // 4), largest})
+        self._mixed_buckets = sorted({max(2, num_slots * quarter // 4) for quarter in (1, 2, 3)} | {largest})
         shapes = [
             *(
                 GraphShape(rows, _MAX_CHUNKS, tokens)
@@ -205,6 +205,7 @@ class StepGraphs:
 
     @torch.inference_mode()
     def _capture(self, shapes: list[GraphShape]) -> None:
+        torch.cuda.empty_cache()
         started, free = time.perf_counter(), torch.cuda.mem_get_info()[0]
         pool = torch.cuda.graph_pool_handle()
         with own_attention(self._model, OPAQUE_NAME):
@@ -212,7 +213,7 @@ class StepGraphs:
                 graph = self._build(shape)
                 graph.capture(self._forward, pool)
                 self._graphs[shape] = graph
-                if number == 1 or number % 8 == 0:
+                if number == 1 or number % 16 == 0:
                     logger.info("captured %d of %d CUDA graphs", number, len(shapes))
         self._staged.record()
         logger.info(

@@ -19,6 +19,10 @@ _MAX_TILE: Final = 128
 _NUM_SPLITS: Final = 512
 """More thread blocks than FlashInfer ever aims at: two for each multiprocessor."""
 
+_PLAN_BYTES: Final = 1 << 20
+"""Room for FlashInfer's lists of tiles, on the device and in pinned memory: a few numbers for each tile. Its
+own 8 MiB for each wrapper would add up over all graphs."""
+
 
 class GraphWorkspaces:
     """Scratch memory of FlashInfer's kernels, shared by all graphs: they run one after the other."""
@@ -148,6 +152,9 @@ class _Part:
     def capture(self, offsets: IntArray) -> None:
         """Fix the launch sizes: `offsets` `[rows + 1]` are the most query tokens this part can hold."""
         self._max_rows = int(offsets[-1])
+        for wrapper, _, _ in self._plans:
+            plan_bytes = torch.zeros(_PLAN_BYTES, dtype=torch.uint8, device=self._cache.keys.device)
+            wrapper.reset_workspace_buffer(wrapper._float_workspace_buffer, plan_bytes)
         lengths = np.diff(offsets)
         counts = -(-lengths // self._cache.shape.block_size)
         num_blocks = int(counts.sum())
