@@ -165,20 +165,11 @@ class StepGraphs:
         if compile_model:
             self._forward = torch.compile(self._next_tokens, dynamic=True)
         num_slots = len(last_ids) - 1
-        largest = largest_shape(num_slots).num_decode_rows
-        self._decode_buckets = [*(size for size in _DECODE_BUCKETS if size < num_slots), largest]
-        self._mixed_buckets = sorted({max(2, num_slots * quarter // 4) for quarter in (1, 2, 3)} | {largest})
-        shapes = [
-            *(
-                GraphShape(rows, _MAX_CHUNKS, tokens)
-                for tokens, rows in product(_CHUNK_BUCKETS, self._mixed_buckets)
-            ),
-            *(GraphShape(rows) for rows in self._decode_buckets),
-        ]
+        self._decode_buckets, self._mixed_buckets = _decode_buckets(num_slots), _mixed_buckets(num_slots)
         self._build = lambda shape: StepGraph(shape, cache, make_attention, last_ids)
         self._graphs: dict[GraphShape, StepGraph] = {}
         self._staged = torch.cuda.Event()
-        self._capture(sorted(shapes, key=lambda shape: -shape.num_tokens))
+        self._capture(sorted(graph_shapes(num_slots), key=lambda shape: -shape.num_tokens))
 
     def run(self, batch: PackedBatch) -> GraphOutput | None:
         """Launch the step, or None if no graph holds it."""
@@ -247,6 +238,30 @@ class StepGraphs:
 def largest_shape(num_slots: int) -> GraphShape:
     """The most rows and tokens that any graph of an engine holds. A compiled dimension is never 1."""
     return GraphShape(max(2, num_slots), _MAX_CHUNKS, _CHUNK_BUCKETS[-1])
+
+
+def graph_shapes(num_slots: int) -> list[GraphShape]:
+    """Every shape that an engine of so many slots captures."""
+    mixed = product(_CHUNK_BUCKETS, _mixed_buckets(num_slots))
+    return [
+        *(GraphShape(rows, _MAX_CHUNKS, tokens) for tokens, rows in mixed),
+        *(GraphShape(rows) for rows in _decode_buckets(num_slots)),
+    ]
+
+
+def output_bytes(num_slots: int, vocab_size: int, itemsize: int) -> int:
+    """The logits of all graphs: each keeps its own, by far the most of what graphs need."""
+    return sum(shape.num_rows for shape in graph_shapes(num_slots)) * vocab_size * itemsize
+
+
+def _decode_buckets(num_slots: int) -> list[int]:
+    largest = largest_shape(num_slots).num_decode_rows
+    return [*(size for size in _DECODE_BUCKETS if size < num_slots), largest]
+
+
+def _mixed_buckets(num_slots: int) -> list[int]:
+    largest = largest_shape(num_slots).num_decode_rows
+    return sorted({max(2, num_slots * quarter // 4) for quarter in (1, 2, 3)} | {largest})
 
 
 def _at_least(buckets: Any, wanted: int) -> int:

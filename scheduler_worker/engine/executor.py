@@ -29,7 +29,7 @@ from scheduler_worker.engine.checkpoints import (
     DiskCheckpoints,
     MemoryCheckpoints,
 )
-from scheduler_worker.engine.cuda_graphs import StepGraphs, largest_shape
+from scheduler_worker.engine.cuda_graphs import StepGraphs, largest_shape, output_bytes
 from scheduler_worker.engine.errors import CheckpointDamaged, SettingsError
 from scheduler_worker.engine.fusing import fuse_linears
 from scheduler_worker.engine.inspection import check_logits, check_tokens, inspect_model, refuse_if_different
@@ -58,7 +58,9 @@ class TorchExecutor:
             fuse_linears(model)
         layers = inspect_model(model, loaded.name)
         self._max_model_len = _max_model_len(loaded, settings)
-        shape = kv_shape(layers, settings, model.dtype, self._device, self._max_model_len)
+        shape = kv_shape(
+            layers, settings, model.dtype, self._device, self._max_model_len, _graph_bytes(loaded, settings)
+        )
         self._max_model_len = min(self._max_model_len, shape.num_blocks * shape.block_size)
         self._cache = KVCache(shape, self._device)
         self._tables = BlockTables(
@@ -336,6 +338,14 @@ _UNKNOWN = "the engine does not know this sequence"
 
 def _probe(ids: list[int]) -> SequenceInput:
     return SequenceInput("", ids, len(ids), SamplingParams())
+
+
+def _graph_bytes(loaded: LoadedModel, settings: EngineSettings) -> int:
+    """Device memory that CUDA graphs will need, if the engine captures any."""
+    model = loaded.model
+    if model.device.type != "cuda" or not settings.cuda_graphs or settings.attention_backend == "sdpa":
+        return 0
+    return output_bytes(settings.num_slots, loaded.vocab_size, model.dtype.itemsize)
 
 
 def _max_model_len(loaded: LoadedModel, settings: EngineSettings) -> int:

@@ -86,8 +86,10 @@ def kv_shape(
     dtype: torch.dtype,
     device: torch.device,
     max_model_len: int,
+    reserved_bytes: int = 0,
 ) -> KVShape:
-    """Size the cache for this model; raises `SettingsError` if not even one sequence fits."""
+    """Size the cache for this model; a size by fraction leaves `reserved_bytes` of the free memory alone.
+    Raises `SettingsError` if not even one sequence fits."""
     first = layers[0]
     one = KVShape(
         num_layers=len(layers),
@@ -98,7 +100,9 @@ def kv_shape(
         value_dim=first.value_dim,
         dtype=dtype,
     )
-    num_blocks = settings.num_blocks or _affordable_blocks(one, settings, device, max_model_len)
+    num_blocks = settings.num_blocks or _affordable_blocks(
+        one, settings, device, max_model_len, reserved_bytes
+    )
     if num_blocks < 1:
         raise SettingsError(
             f"the KV cache has no room for one block of {one.block_bytes} bytes; "
@@ -110,7 +114,7 @@ def kv_shape(
 
 
 def _affordable_blocks(
-    shape: KVShape, settings: EngineSettings, device: torch.device, max_model_len: int
+    shape: KVShape, settings: EngineSettings, device: torch.device, max_model_len: int, reserved_bytes: int
 ) -> int:
     """Blocks within `kv_bytes`, else within the fraction of free memory: never more than twice what full
     slots use."""
@@ -118,7 +122,8 @@ def _affordable_blocks(
         return settings.kv_bytes // shape.block_bytes
     fraction = settings.kv_fraction or DEFAULT_FRACTION[device.type]
     wanted = 2 * settings.num_slots * -(-max_model_len // settings.block_size)
-    return min(int(free_bytes(device) * fraction) // shape.block_bytes, wanted)
+    num_bytes = int(max(0, free_bytes(device) - reserved_bytes) * fraction)
+    return min(num_bytes // shape.block_bytes, wanted)
 
 
 def free_bytes(device: torch.device) -> int:
