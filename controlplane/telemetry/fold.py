@@ -322,7 +322,7 @@ class TelemetryFold:
         )
 
     def _kept_verdict(self) -> Verdict:
-        """Kept; names the half whose governing percentile is nearest its objective."""
+        """Kept; names the half that is nearest to being broken."""
         pairs = [(window, metric) for window in self._windows.values() for metric in METRICS]
         window, metric = max(pairs, key=lambda pair: pair[0].closeness(pair[1]))
         if window.closeness(metric) == -math.inf:

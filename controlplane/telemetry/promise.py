@@ -38,10 +38,13 @@ METRICS: Final[tuple[Metric, Metric]] = ("ttft", "tpot")
 
 
 def governing(target: float) -> Literal["p50", "p95", "p99"]:
-    """The percentile that a promise names: the highest of ours that the target covers."""
-    if target >= 0.99:
+    """The percentile that a promise is shown by: the lowest of ours that leaves out no more than the promise does.
+
+    So a half whose governing percentile is in time is kept; only a promise of more than 99 % goes beyond ours.
+    """
+    if target > 0.95:
         return "p99"
-    return "p95" if target >= 0.95 else "p50"
+    return "p95" if target > 0.5 else "p50"
 
 
 def objective_of(one: ClassPolicy) -> Objective:
@@ -230,10 +233,13 @@ class PromiseWindow:
         )
 
     def closeness(self, metric: Metric) -> float:
-        """The governing percentile over its objective: 1 is at the limit; −∞ without samples."""
-        objective = objective_of(self.policy)
-        window, limit = (self.ttft, objective.ttft_s) if metric == "ttft" else (self.tpot, objective.tpot_s)
-        value: float | None = getattr(window.percentiles(), objective.governing)
+        """The percentile at the target itself over the objective; −∞ without samples.
+
+        It is over 1 exactly where the attainment is below the target, whatever percentile governs.
+        """
+        slo = self.policy.slo
+        window, limit = (self.ttft, slo.ttft_s) if metric == "ttft" else (self.tpot, slo.tpot_s)
+        value = window.percentile(slo.target)
         return -math.inf if value is None else value / limit
 
 

@@ -23,7 +23,7 @@ class Percentiles(Struct, frozen=True, kw_only=True):
 
 
 class Objective(Struct, frozen=True, kw_only=True):
-    """A class's promise, from the policy. `governing` is the percentile that the promise names."""
+    """A class's promise, from the policy. `governing` is the percentile that it is shown by; the attainment judges."""
 
     ttft_s: float
     tpot_s: float

@@ -64,6 +64,10 @@ class SampleWindow:
     def percentiles(self) -> Percentiles:
         return percentiles(self._by_value)
 
+    def percentile(self, share: float) -> float | None:
+        """The nearest-rank percentile of any share."""
+        return nearest_rank(self._by_value, share)
+
     def num_above(self, limit: float) -> int:
         """How many samples are greater than `limit`."""
         return len(self._by_value) - bisect_right(self._by_value, limit)

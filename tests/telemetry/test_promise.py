@@ -31,7 +31,10 @@ def window_of_low(num_good: int, num_late: int, at: float = 0) -> PromiseWindow:
 
 @pytest.mark.parametrize(
     ("target", "name"),
-    [(0.999, "p99"), (0.99, "p99"), (0.98, "p95"), (0.95, "p95"), (0.94, "p50"), (0.5, "p50")],
+    [
+        (0.999, "p99"), (0.99, "p99"), (0.96, "p99"), (0.95, "p95"), (0.9, "p95"), (0.51, "p95"), (0.5, "p50"),
+        (0.4, "p50"),
+    ],  # fmt: skip
 )
 def test_the_target_names_the_governing_percentile(target: float, name: str) -> None:
     assert governing(target) == name
@@ -57,6 +60,14 @@ def test_a_missed_end_to_end_objective_is_late_too() -> None:
     slo = {"ttft_s": 0.1, "tpot_s": 0.02, "e2e_s": 5, "e2e_target": 0.9}
     one = policy({"id": "high", "rank": 0, "weight": 1, "slo": slo}).find("high")
     assert is_late(ended(0, e2e_s=5.1), one)
+
+
+@pytest.mark.parametrize(("num_late", "is_over"), [(10, False), (11, True)])
+def test_closeness_is_over_one_exactly_where_the_attainment_is_below_the_target(
+    num_late: int, is_over: bool
+) -> None:
+    window = window_of_low(num_good=100 - num_late, num_late=num_late)  # p95 is late in both
+    assert (window.closeness("ttft") > 1) is is_over
 
 
 def test_two_late_requests_are_too_few_to_break_a_promise() -> None:

@@ -5,6 +5,7 @@ import {
   brokenFact,
   brokenHeadline,
   burnLine,
+  isLate,
   noWorkerLine,
   othersLine,
   promised,
@@ -53,8 +54,17 @@ describe('a quiet page', () => {
 
   it('does not call a figure over its limit close to it', () => {
     const high = aClass('high', { tpot: { p50: 0.03, p95: 0.05, p99: 0.05, num: 4 } });
-    const snapshot = aSnapshot({ classes: [high], verdict: aVerdict({ class_id: 'high', metric: 'tpot' }) });
+    const snapshot = aSnapshot({ classes: [high], verdict: aVerdict({ class_id: 'high', metric: 'tpot', attainment: 0.75 }) });
     expect(quietLine(snapshot, NOW).say).toBe('Over its limit, but of too few requests to judge: high TPOT, p99 at 50 of 40 ms.');
+  });
+
+  it('lets the attainment speak where the percentile is stricter than the promise', () => {
+    const low = aClass('low', {
+      objective: { ttft_s: 10, tpot_s: 0.3, target: 0.9, governing: 'p95', max_wait_s: 60 },
+      ttft: { p50: 4, p95: 12, p99: 14, num: 400 },
+    });
+    const snapshot = aSnapshot({ classes: [low], verdict: aVerdict({ class_id: 'low', metric: 'ttft', attainment: 0.93 }) });
+    expect(quietLine(snapshot, NOW).say).toBe('Closest to its limit: low TTFT, 93 % in 10 s, 90 % promised.');
   });
 
   it('says for how long and since when', () => {
@@ -82,6 +92,11 @@ describe('a card', () => {
   it('does not call a promise kept that a few requests have missed', () => {
     const few = { num_finished: 3, num_late: 1, attainment: 0.667 };
     expect(promiseLine(aClass('high', few), NOW, false)).toBe('too few to judge');
+  });
+
+  it('shows no percentile as late that is in time, though both halves together miss', () => {
+    expect(isLate(aClass('high', { ttft_state: late }), 'ttft', 'p99')).toBe(false);
+    expect(isLate(aClass('high', { ttft_state: late, ttft: { p50: 0.2, p95: 0.4, p99: 0.9, num: 400 } }), 'ttft', 'p99')).toBe(true);
   });
 
   it('says when nothing was judged', () => {
