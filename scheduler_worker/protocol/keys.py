@@ -95,6 +95,13 @@ TELEMETRY_LEADER: Final = KeySpec(
 TELEMETRY_WATCHED: Final = KeySpec(
     "{{tg:{0}}}:telemetry-watched", "string", "someone looks at the live page", "telemetry", "10 s, renewed"
 )
+TELEMETRY_BROKEN: Final = KeySpec(
+    "{{tg:{0}}}:telemetry-broken",
+    "string",
+    "BrokenPromises: since when promises are broken, and why",
+    "telemetry",
+    "15 min, renewed",
+)
 ARRIVALS: Final = KeySpec(
     "{{tg:{0}}}:arrivals", "stream", "compact arrivals, refused ones too, for what-if", "gateway", "trimmed to 200,000"
 )
@@ -123,6 +130,7 @@ TABLE: Final[tuple[KeySpec, ...]] = (
     TELEMETRY,
     TELEMETRY_LEADER,
     TELEMETRY_WATCHED,
+    TELEMETRY_BROKEN,
     ARRIVALS,
     QUOTA,
 )
