@@ -20,6 +20,7 @@ from controlplane.telemetry.buckets import (
     Rollup,
     start_of,
 )
+from controlplane.telemetry.causes import BrokenHalf, Causes
 from controlplane.telemetry.decisions import EventLog, Render
 from controlplane.telemetry.fleet import Fleet, waiting_view
 from controlplane.telemetry.promise import (
@@ -71,6 +72,7 @@ class TelemetryFold:
         self.policy: Policy | None = None
         self.policy_version: int | None = None
         self._log = EventLog(render)
+        self._causes = Causes(self._log)
         self._windows: dict[str, PromiseWindow] = {}
         self._colors: dict[str, int] = {}
         self._gateways: dict[str, float] = {}
@@ -135,6 +137,18 @@ class TelemetryFold:
                 window.restore(
                     start + POINT_S / 2, values(row.ttft), values(row.tpot), counts.num, counts.num_late
                 )
+
+    def resume(self, halves: Iterable[BrokenHalf]) -> None:
+        """Take up what another process knew of broken promises: since when and why. What recovered is dropped
+        when time next moves."""
+        for half in halves:
+            if window := self._windows.get(half.class_id):
+                window.breakage.since[half.metric] = half.since
+                self._causes.resume(half)
+
+    def broken_halves(self) -> tuple[BrokenHalf, ...]:
+        """The broken halves and what explains them, for the next process."""
+        return self._causes.halves()
 
     def take(self, message: GatewayTelemetry | WorkerTelemetry) -> None:
         """Take one message of the stream."""
@@ -203,9 +217,13 @@ class TelemetryFold:
         """Move every window's end to `now`, about once a second; returns the points that closed."""
         self.fleet.move_to(now)
         self._log.move_to(now)
+        self._judge(now)
+        return self._close_points(now)
+
+    def _judge(self, now: float) -> None:
         for window in self._windows.values():
             window.judge(now)
-        return self._close_points(now)
+        self._causes.follow(((one.class_id, one.metric, one.since) for one in self._broken()), now)
 
     def _close_points(self, now: float) -> tuple[Point, ...]:
         starts = [start for start in self._open if self._pointed_to <= start <= now - POINT_S - POINT_GRACE_S]
@@ -231,8 +249,7 @@ class TelemetryFold:
 
     def snapshot(self, now: float, number: int) -> LiveSnapshot:
         """Everything the page shows at `now`. New points are added by each consumer, for its client."""
-        for window in self._windows.values():
-            window.judge(now)
+        self._judge(now)
         classes, workers = self._classes(now), self.fleet.workers(now)
         present = [worker for worker in workers if worker.state != "gone"]
         limits = [worker.batch_limit for worker in present]
@@ -307,7 +324,7 @@ class TelemetryFold:
         assert self.policy is not None
         worst = broken[0]
         num, num_late = _blamed_counts(self._windows[worst.class_id], worst.metric)
-        where = (worst.class_id, worst.metric, worst.since, now)
+        where = (worst.class_id, worst.metric)
         return Verdict(
             kind="broken",
             class_id=worst.class_id,
@@ -317,8 +334,8 @@ class TelemetryFold:
             num_requests=num,
             attainment=1 - num_late / num if num else None,
             num_more=len(broken) - 1,
-            causes=self._log.causes(*where),
-            rule_path=self._log.rule_path(*where, self.policy),
+            causes=self._causes.told(*where, now),
+            rule_path=self._causes.rule_path(*where, self.policy),
         )
 
     def _kept_verdict(self) -> Verdict:

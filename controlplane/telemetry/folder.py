@@ -141,6 +141,7 @@ class Folder:
         begin = start_of(tail[0].at) + POINT_S if tail else self.now()
         self.fold.restore(await self._archive.rollups(self.now() - RESTORE_S), before=begin)
         self._replay(tail)
+        self.fold.resume(await self._source.broken())
         await self._refresh_budget()
         self.restored = True
 
@@ -164,6 +165,8 @@ class Folder:
         if self._refresh_due.is_now(self.now()):
             await self._refresh()
             self._tick(self.now())
+            if self.leads:
+                await self._source.keep_broken(self.fold.broken_halves())
         if self._budget_due.is_now(self.now()):
             self._do_beside("budget", self._refresh_budget)
         if self.leads:

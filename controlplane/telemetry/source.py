@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from redis.asyncio import Redis
 
+from controlplane.telemetry.causes import BrokenHalf, BrokenPromises
 from scheduler_worker.core.policy import Policy
 from scheduler_worker.protocol import keys
 from scheduler_worker.protocol.messages import (
@@ -18,6 +19,7 @@ from scheduler_worker.protocol.messages import (
     WorkerInfo,
     WorkerTelemetry,
     decode,
+    encode,
 )
 from scheduler_worker.protocol.telemetry import read_fields
 
@@ -25,6 +27,7 @@ logger = logging.getLogger(__name__)
 
 CHUNK: Final = 500
 WATCHED_TTL_S: Final = 10
+BROKEN_TTL_S: Final = 15 * 60
 COMPLAIN_EVERY_S: Final = 60.0
 
 Entry = tuple[bytes, Mapping[bytes, bytes]]
@@ -124,3 +127,20 @@ class TelemetrySource:
 
     async def mark_watched(self) -> None:
         await self._redis.set(keys.TELEMETRY_WATCHED.of(self._pool), b"1", ex=WATCHED_TTL_S)
+
+    async def broken(self) -> tuple[BrokenHalf, ...]:
+        """The promises that the leader, this one or the last, knows to be broken."""
+        raw: Any = await self._redis.get(keys.TELEMETRY_BROKEN.of(self._pool))
+        try:
+            return decode(BrokenPromises, raw).halves if raw else ()
+        except ProtocolError as error:
+            self._complain(error)
+            return ()
+
+    async def keep_broken(self, halves: tuple[BrokenHalf, ...]) -> None:
+        """Keep the broken promises for whoever leads next."""
+        key = keys.TELEMETRY_BROKEN.of(self._pool)
+        if halves:
+            await self._redis.set(key, encode(BrokenPromises(halves=halves)), ex=BROKEN_TTL_S)
+        else:
+            await self._redis.delete(key)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from controlplane.telemetry.decisions import rule_of
+from controlplane.telemetry.causes import BrokenHalf, rule_of
 from controlplane.telemetry.schema import Verdict
 from scheduler_worker.core.policy import Policy
 from scheduler_worker.protocol.messages import EventRecord
@@ -140,6 +140,38 @@ def test_two_versions_of_the_policy_are_two_lines_and_two_workers_with_one_are_o
     one.take(worker(4, "gpu0", events=(published(1, 4), published(3, 5))))
     one.take(worker(4, "gpu1", events=(published(3, 5),)))
     assert [(line.at - T0, line.num_like) for line in seen(one, 4).decisions] == [(3, 1), (1, 0)]
+
+
+def test_a_cause_is_known_for_as_long_as_the_promise_stays_broken() -> None:
+    one = fold()
+    one.take(worker(95, events=(event(95, "not_preempted", "class_may_not_yield"),)))
+    for at in range(100, 2_000, 10):  # events are forgotten after 900 s
+        one.take(gateway(at, first_tokens=tuple(first(at + n / 10, 0.5) for n in range(10))))
+        one.take(worker(at))
+        one.tick(T0 + at)
+    assert [cause.at - T0 for cause in seen(one, 1_991).verdict.causes] == [95]
+
+
+def test_a_process_that_takes_over_knows_since_when_and_why() -> None:
+    before = fold()
+    late = tuple(first(99 + n / 100, 0.5) for n in range(30))
+    before.take(worker(95, events=(event(95, "not_preempted", "class_may_not_yield"),)))
+    before.take(gateway(100, first_tokens=late))
+    before.tick(T0 + 100)
+    after = fold()
+    after.take(gateway(100, first_tokens=late))
+    after.take(worker(130))
+    after.resume(before.broken_halves())
+    verdict = seen(after, 130).verdict
+    assert (verdict.since, [cause.at for cause in verdict.causes]) == (T0 + 100, [T0 + 95])
+
+
+def test_a_promise_that_recovered_meanwhile_is_not_taken_up_as_broken() -> None:
+    one = fold()
+    one.take(worker(130))
+    one.take(gateway(130, first_tokens=tuple(first(129 + n / 100, 0.05) for n in range(30))))
+    one.resume([BrokenHalf(class_id="high", metric="ttft", since=T0 + 100)])
+    assert seen(one, 130).verdict.kind == "kept"
 
 
 def rules(low: dict[str, Any], lowest: dict[str, Any]) -> Policy:

@@ -32,9 +32,15 @@ def window_of_low(num_good: int, num_late: int, at: float = 0) -> PromiseWindow:
 @pytest.mark.parametrize(
     ("target", "name"),
     [
-        (0.999, "p99"), (0.99, "p99"), (0.96, "p99"), (0.95, "p95"), (0.9, "p95"), (0.51, "p95"), (0.5, "p50"),
+        (0.999, "p99"),
+        (0.99, "p99"),
+        (0.96, "p99"),
+        (0.95, "p95"),
+        (0.9, "p95"),
+        (0.51, "p95"),
+        (0.5, "p50"),
         (0.4, "p50"),
-    ],  # fmt: skip
+    ],
 )
 def test_the_target_names_the_governing_percentile(target: float, name: str) -> None:
     assert governing(target) == name

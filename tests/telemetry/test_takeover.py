@@ -21,7 +21,7 @@ from redis.asyncio import Redis
 from controlplane.telemetry import folder, selectors
 from controlplane.telemetry.schema import LiveSnapshot
 from scheduler_worker.protocol import keys
-from tests.telemetry.builders import T0, class_of, policy
+from tests.telemetry.builders import T0, class_of, event, policy
 from tests.telemetry.conftest import POOL, in_thread
 from tests.telemetry.publisher import Publisher
 
@@ -138,6 +138,31 @@ async def test_a_process_that_starts_later_has_the_past_from_the_roll_ups(
         points, snapshot = running.fold.points, running.fold.snapshot(running.now(), 1)
     assert [point.ttft["high"].num for point in points] == [6]
     assert class_of(snapshot).num_finished == 6
+
+
+async def test_a_process_that_starts_later_knows_why_a_promise_is_broken(
+    publisher: Publisher, running_folder: Running
+) -> None:
+    await publisher.announce(policy())
+    at = await publisher.now() - T0
+    await publisher.worker(events=(event(at - 1, "not_preempted", "class_may_not_yield"),))
+    await publisher.requests(30, ttft_s=0.5)
+    async with running_folder():
+        before = (await _until(_broken)).verdict
+        await _until(lambda: publisher.redis.exists(keys.TELEMETRY_BROKEN.of(POOL)))
+    await publisher.redis.delete(keys.TELEMETRY.of(POOL))
+    await publisher.requests(30, ttft_s=0.5)
+    await publisher.worker()
+    async with running_folder():
+        after = (await _until(_broken)).verdict
+    assert len(before.causes) == 1
+    assert (after.since, after.causes) == (before.since, before.causes)
+
+
+async def _broken() -> LiveSnapshot | None:
+    running = await _restored()
+    snapshot = running.fold.snapshot(running.now(), 1) if running else None
+    return snapshot if snapshot is not None and snapshot.verdict.kind == "broken" else None
 
 
 async def _restored() -> folder.Folder | None:
