@@ -8,16 +8,17 @@ Redis, so that neither time nor a restart loses it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from msgspec import Struct
 
 from controlplane.telemetry.decisions import OBSERVED, POLICY_APPLIED, EventLog, Key, key_of
+from controlplane.telemetry.fleet import BusySlots
 from controlplane.telemetry.promise import Metric
 from controlplane.telemetry.schema import Cause
 from scheduler_worker.core.policy import Policy
-from scheduler_worker.protocol.messages import EventRecord, Message
+from scheduler_worker.protocol.messages import ClassLoad, EventRecord, Message
 
 LOOKBACK_S: Final = 60.0
 MAX_CAUSES: Final = 3
@@ -147,6 +148,29 @@ def explanations(log: EventLog, half: BrokenHalf, now: float) -> list[Explanatio
                 told = concerned[-1 if key[0] in OBSERVED else 0]
                 found.append(Explanation(event=told, num=len(concerned)))
     return found
+
+
+def slots_busy(at: float, load: ClassLoad, busy: BusySlots) -> EventRecord:
+    """What the workers' own figures say while a class waits because every slot is busy."""
+    return EventRecord(
+        at=at,
+        kind="slots_busy",
+        reason="batch_limit" if busy.limited else "all_slots",
+        class_id=load.class_id,
+        numbers={
+            "num_slots": busy.num,
+            "holders": _holders(busy.running),
+            "num_waiting": load.num_waiting,
+            "oldest_wait_s": load.oldest_wait_s,
+        },
+    )
+
+
+def _holders(running: Mapping[str, int]) -> str:
+    """`7 with low, 6 with medium and 3 with high`"""
+    ordered = sorted(running.items(), key=lambda pair: (-pair[1], pair[0]))
+    *others, last = [f"{num:,} with {class_id}" for class_id, num in ordered] or [""]
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _in_time(event: EventRecord, since: float) -> bool:

@@ -6,7 +6,9 @@ parked or was served is each worker's own, and is summed.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Final, Literal
 
 from controlplane.telemetry.promise import WINDOW_S
@@ -24,6 +26,15 @@ GONE_AFTER_S: Final = 2 * WORKER_LEASE_S
 FORGET_AFTER_S: Final = 60.0
 
 State = Literal["live", "silent", "draining", "gone"]
+
+
+@dataclass(frozen=True, slots=True)
+class BusySlots:
+    """All slots are busy: how many, whether it was the batch limit that left no more, and with which classes."""
+
+    num: int
+    limited: bool
+    running: Mapping[str, int]
 
 
 class CounterRise:
@@ -133,6 +144,19 @@ class Fleet:
         views = (self._workers[worker] for worker in sorted(self._workers))
         return [view for view in views if self.state(view, now) != "gone"]
 
+    def busy_slots(self, now: float) -> BusySlots | None:
+        """What fills the workers that take work, if each of them is full."""
+        views = [view for view in self.present(now) if self.state(view, now) == "live"]
+        lasts = [view.last for view in views]
+        if not lasts or any(last.num_running < _num_usable(last) for last in lasts):
+            return None
+        rows = (row for last in lasts for row in last.rows if row.state != "parked")
+        return BusySlots(
+            num=sum(last.num_running for last in lasts),
+            limited=any(last.batch_limit < last.num_slots for last in lasts),
+            running=Counter(row.class_id for row in rows),
+        )
+
     def heard_at(self) -> float | None:
         return max((view.last.at for view in self._workers.values()), default=None)
 
@@ -194,6 +218,10 @@ class Fleet:
             tokens_per_s=view.tokens_per_s(now),
             cells=() if state == "gone" else tuple(_cell(row) for row in last.rows),
         )
+
+
+def _num_usable(last: WorkerTelemetry) -> int:
+    return min(last.batch_limit, last.num_slots)
 
 
 def _median_s(messages: Iterable[WorkerTelemetry], name: str) -> float | None:

@@ -8,7 +8,7 @@ can lead at once.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,7 +20,7 @@ from controlplane.telemetry.buckets import (
     Rollup,
     start_of,
 )
-from controlplane.telemetry.causes import BrokenHalf, Causes
+from controlplane.telemetry.causes import BrokenHalf, Causes, slots_busy
 from controlplane.telemetry.decisions import EventLog, Render
 from controlplane.telemetry.fleet import Fleet, waiting_view
 from controlplane.telemetry.promise import (
@@ -41,6 +41,7 @@ from controlplane.telemetry.windows import SlidingSum
 from scheduler_worker.core.policy import ClassPolicy, Policy
 from scheduler_worker.protocol.keys import GATEWAY_LEASE_S
 from scheduler_worker.protocol.messages import (
+    EventRecord,
     GatewayTelemetry,
     LatencySample,
     RunningRow,
@@ -49,6 +50,8 @@ from scheduler_worker.protocol.messages import (
 )
 
 REQUEST_RATE_S: Final = 60.0
+LONG_WAIT: Final = 0.5
+"""A wait of this share of the TTFT objective is long enough to explain why the first token came late."""
 HISTORY_S: Final = 3600.0
 NUM_COLORS: Final = 6
 
@@ -217,8 +220,17 @@ class TelemetryFold:
         """Move every window's end to `now`, about once a second; returns the points that closed."""
         self.fleet.move_to(now)
         self._log.move_to(now)
+        self._log.take("", self._busy_slots(now))
         self._judge(now)
         return self._close_points(now)
+
+    def _busy_slots(self, now: float) -> Iterator[EventRecord]:
+        """Which classes wait long now because every slot is busy."""
+        busy, mirror = self.fleet.busy_slots(now), self.fleet.mirror(now)
+        for one in self.policy.classes if busy and self.policy else ():
+            load = mirror.get(one.id)
+            if busy and load and load.num_waiting and load.oldest_wait_s >= LONG_WAIT * one.slo.ttft_s:
+                yield slots_busy(now, load, busy)
 
     def _judge(self, now: float) -> None:
         for window in self._windows.values():

@@ -259,6 +259,18 @@ def _estimate(event: EventRecord) -> str:
     return "the wait that was predicted when it was accepted was too short"
 
 
+def _slots_busy(whose: str) -> Sentence:
+    def sentence(event: EventRecord) -> str:
+        slots = _count(event, "num_slots", "slot", "slots", "slots")
+        holders = f", {_text(event, 'holders')}," if _text(event, "holders") else ""
+        waiting = _count(event, "num_waiting", "request", "requests", "requests")
+        of_class = f" of {event.class_id}" if event.class_id else ""
+        longest = _span(event, "oldest_wait_s", ", the longest for {}")
+        return f"all {slots}{whose} were busy{holders} while {waiting}{of_class} waited{longest}."
+
+    return sentence
+
+
 def _policy(event: EventRecord) -> str:
     version = _number(event, "version")
     return "A new policy runs." if version is None else f"Policy v{version:.0f} runs."
@@ -341,6 +353,8 @@ SENTENCES: Final[dict[tuple[str, str], Sentence]] = {
     ("bound_missed", "estimate_was_off"): _bound_missed(_estimate),
     ("bound_missed", "worker_slowed"): _bound_missed(_slower),
     ("policy_applied", "policy_published"): _policy,
+    ("slots_busy", "all_slots"): _slots_busy(""),
+    ("slots_busy", "batch_limit"): _slots_busy(" of the batch limit"),
     ("rejected", "predicted_ttft"): _refused(_predicted("first token", "TTFT objective")),
     ("rejected", "predicted_wait"): _refused(_predicted("wait", "bound")),
     ("rejected", "queue_full"): _refused(_queue_full),

@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from controlplane.telemetry.causes import BrokenHalf, rule_of
+from controlplane.telemetry.fold import TelemetryFold
 from controlplane.telemetry.schema import Verdict
 from scheduler_worker.core.policy import Policy
 from scheduler_worker.protocol.messages import EventRecord
-from tests.telemetry.builders import T0, event, first, fold, gateway, policy, seen, worker
+from scheduler_worker.protocol.reasons import render
+from tests.telemetry.builders import T0, event, first, fold, gateway, load, policy, row, seen, worker
 
 
 def broken_by(*events: EventRecord) -> Verdict:
@@ -172,6 +174,62 @@ def test_a_promise_that_recovered_meanwhile_is_not_taken_up_as_broken() -> None:
     one.take(gateway(130, first_tokens=tuple(first(129 + n / 100, 0.05) for n in range(30))))
     one.resume([BrokenHalf(class_id="high", metric="ttft", since=T0 + 100)])
     assert seen(one, 130).verdict.kind == "kept"
+
+
+def broken_while_waiting(oldest_wait_s: float, num_running: int, **fields: Any) -> TelemetryFold:
+    """high's TTFT, promised in 0.1 s, breaks at 100 s while 4 of it wait."""
+    one = fold()
+    rows = tuple(row(f"r{n}", "low" if n < 5 else "high") for n in range(num_running))
+    waiting = load("high", 4, oldest_wait_s=oldest_wait_s)
+    one.take(worker(99, num_running=num_running, rows=rows, classes=(waiting,), **fields))
+    one.tick(T0 + 99)
+    one.take(worker(100))
+    one.take(gateway(100, first_tokens=tuple(first(99 + n / 100, 0.5) for n in range(30))))
+    one.tick(T0 + 100)
+    return one
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"batch_limit": 8}, "batch_limit"),  # of the worker's 16 slots
+        ({"batch_limit": 8, "num_slots": 8}, "all_slots"),
+    ],
+)
+def test_busy_slots_explain_why_a_class_waited(fields: dict[str, Any], text: str) -> None:
+    (cause,) = seen(broken_while_waiting(0.08, 8, **fields), 100).verdict.causes
+    assert (cause.at - T0, cause.text) == (99, f"{text} of ")
+
+
+def test_busy_slots_are_told_with_their_numbers() -> None:
+    one = broken_while_waiting(0.08, 8)
+    (half,) = one.broken_halves()
+    assert render(half.explanations[0].event) == (
+        "All 8 slots of the batch limit were busy, 5 with low and 3 with high, while 4 requests of high waited, "
+        "the longest for 80 ms."
+    )
+
+
+def test_busy_slots_are_no_decision() -> None:
+    assert seen(broken_while_waiting(0.08, 8), 100).decisions == ()
+
+
+@pytest.mark.parametrize(
+    ("oldest_wait_s", "num_running"),
+    [(0.08, 7), (0.02, 8)],  # a slot was free; nobody had waited long
+)
+def test_what_was_not_full_or_not_waited_for_explains_nothing(oldest_wait_s: float, num_running: int) -> None:
+    assert seen(broken_while_waiting(oldest_wait_s, num_running), 100).verdict.causes == ()
+
+
+def test_slots_that_were_free_on_another_worker_explain_nothing() -> None:
+    one = fold()
+    full = {"num_running": 8, "classes": (load("high", 4, oldest_wait_s=1.0),)}
+    one.take(worker(99, "gpu0", **full))
+    one.take(worker(99, "gpu1", num_running=3))
+    one.take(gateway(100, first_tokens=tuple(first(99 + n / 100, 0.5) for n in range(30))))
+    one.tick(T0 + 100)
+    assert seen(one, 100).verdict.causes == ()
 
 
 def rules(low: dict[str, Any], lowest: dict[str, Any]) -> Policy:
