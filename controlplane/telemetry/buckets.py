@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Final
 
-from controlplane.telemetry.promise import Counts, is_late
+from controlplane.telemetry.promise import Counts, Ended, is_late, objectives_of
 from controlplane.telemetry.schema import Percentiles, Point
 from controlplane.telemetry.sketch import Sketch, sketch_of
 from controlplane.telemetry.windows import percentiles, weighted_median
@@ -22,6 +22,8 @@ ROLL_UP_GRACE_S: Final = 10.0
 
 NOTHING: Final = Counts()
 
+Judged = tuple[str, str]
+"""A class and the objectives that its requests were judged by."""
 Resolve = Callable[[str], ClassPolicy | None]
 
 
@@ -32,9 +34,13 @@ def start_of(at: float) -> float:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassRollup:
-    """One class over one interval, ready to be stored. Latencies in seconds, as sketches."""
+    """One class over one interval, ready to be stored. Latencies in seconds, as sketches.
+
+    `objectives` says by what its requests were judged: a class has two in the interval in which they changed.
+    """
 
     class_id: str
+    objectives: str
     counts: Counts = NOTHING
     ttft: Sketch = field(default_factory=dict)
     tpot: Sketch = field(default_factory=dict)
@@ -88,22 +94,22 @@ class Bucket:
 
     def __init__(self, start: float) -> None:
         self.start = start
-        self._classes: dict[str, _ClassBucket] = {}
+        self._classes: dict[Judged, _ClassBucket] = {}
         self._workers: dict[str, _WorkerBucket] = {}
         self._waiting: tuple[float, str, dict[str, int]] = (-math.inf, "", {})
 
-    def _class(self, class_id: str) -> _ClassBucket:
-        return self._classes.setdefault(class_id, _ClassBucket())
+    def _class(self, one: ClassPolicy) -> _ClassBucket:
+        return self._classes.setdefault((one.id, objectives_of(one)), _ClassBucket())
 
     def add_first_token(self, sample: LatencySample, one: ClassPolicy) -> None:
         if sample.ttft_s is None:
             return
-        bucket = self._class(one.id)
+        bucket = self._class(one)
         bucket.ttft.append(sample.ttft_s)
         bucket.num_ttft_late += sample.ttft_s > one.slo.ttft_s
 
     def add_finished(self, sample: LatencySample, one: ClassPolicy) -> None:
-        bucket = self._class(one.id)
+        bucket = self._class(one)
         if sample.tpot_s is not None:
             bucket.tpot.append(sample.tpot_s)
             bucket.num_tpot_late += sample.tpot_s > one.slo.tpot_s
@@ -115,12 +121,12 @@ class Bucket:
     def add_gateway(self, message: GatewayTelemetry, resolve: Resolve) -> None:
         for class_id, num in message.refused.items():
             if one := resolve(class_id):
-                self._class(one.id).num_refused += num
+                self._class(one).num_refused += num
 
     def add_worker(self, message: WorkerTelemetry, resolve: Resolve) -> None:
         for class_id, num in message.num_generated_tokens.items():
             if one := resolve(class_id):
-                self._class(one.id).num_tokens += num
+                self._class(one).num_tokens += num
         self._add_figures(self._workers.setdefault(message.worker, _WorkerBucket()), message)
         if (message.at, message.worker) > self._waiting[:2]:
             waiting = {load.class_id: load.num_waiting for load in message.classes}
@@ -145,7 +151,7 @@ class Bucket:
             at=self.start + POINT_S,
             ttft=self._percentiles(lambda one: one.ttft),
             tpot=self._percentiles(lambda one: one.tpot),
-            tokens_per_s={id_: one.num_tokens / POINT_S for id_, one in sorted(self._classes.items())},
+            tokens_per_s=self._tokens_per_s(),
             waiting=dict(sorted(self._waiting[2].items())),
             step_p50_s=weighted_median(pair for worker in workers for pair in worker.steps_p50),
             step_p99_s=weighted_median(pair for worker in workers for pair in worker.steps_p99),
@@ -155,27 +161,37 @@ class Bucket:
             busy={id_: fmean(one.busy) for id_, one in sorted(self._workers.items()) if one.busy},
         )
 
+    def _tokens_per_s(self) -> dict[str, float]:
+        num: dict[str, int] = {}
+        for (class_id, _), one in sorted(self._classes.items()):
+            num[class_id] = num.get(class_id, 0) + one.num_tokens
+        return {class_id: total / POINT_S for class_id, total in num.items()}
+
     def _percentiles(self, of: Callable[[_ClassBucket], list[float]]) -> dict[str, Percentiles]:
-        return {id_: percentiles(sorted(of(one))) for id_, one in sorted(self._classes.items()) if of(one)}
+        samples: dict[str, list[float]] = {}
+        for (class_id, _), one in sorted(self._classes.items()):
+            samples.setdefault(class_id, []).extend(of(one))
+        return {class_id: percentiles(sorted(known)) for class_id, known in samples.items() if known}
 
     def rollup(self) -> Rollup:
         """The interval as it is stored."""
         classes = tuple(
             ClassRollup(
                 class_id=class_id,
+                objectives=objectives,
                 counts=one.counts(),
                 ttft=sketch_of(one.ttft),
                 tpot=sketch_of(one.tpot),
                 num_tokens=one.num_tokens,
                 num_refused=one.num_refused,
             )
-            for class_id, one in sorted(self._classes.items())
+            for (class_id, objectives), one in sorted(self._classes.items())
         )
         return Rollup(started_at=self.start, classes=classes, point=self.point())
 
-    def ended(self) -> dict[str, tuple[int, int]]:
-        """(requests ended, late ones) by class."""
-        return {class_id: (one.num, one.num_late) for class_id, one in self._classes.items()}
+    def ended(self) -> dict[Judged, Ended]:
+        """The requests that ended, by class and what they were judged by."""
+        return {key: Ended(one.num, one.num_late, self.start) for key, one in self._classes.items()}
 
 
 def kv_share(message: WorkerTelemetry) -> float:

@@ -17,6 +17,7 @@ from controlplane.telemetry.buckets import (
     POINT_S,
     ROLL_UP_GRACE_S,
     Bucket,
+    Judged,
     Rollup,
     start_of,
 )
@@ -26,12 +27,16 @@ from controlplane.telemetry.fleet import Fleet, waiting_view
 from controlplane.telemetry.promise import (
     METRICS,
     WINDOW_S,
+    Counts,
+    Ended,
     Metric,
     PromiseWindow,
+    add_up,
     breaks,
     budget_left,
     burn_rate,
     objective_of,
+    objectives_of,
     replay,
 )
 from controlplane.telemetry.schema import ClassLive, LiveSnapshot, Point, Verdict
@@ -87,9 +92,9 @@ class TelemetryFold:
         self._met = SlidingSum(REQUEST_RATE_S)
         self._refused: dict[str, SlidingSum] = {}
         self._heard_since: float | None = None
-        self._budget: Mapping[str, tuple[int, int]] = {}
+        self._budget: Mapping[Judged, Ended] = {}
         self._budget_to = -math.inf
-        self._closed_ended: dict[float, dict[str, tuple[int, int]]] = {}
+        self._closed_ended: dict[float, Mapping[Judged, Ended]] = {}
 
     # What comes in
 
@@ -109,8 +114,8 @@ class TelemetryFold:
         """What the workers announced under their own keys, and when their leases end."""
         self.fleet.set_known(infos, leases)
 
-    def set_budget(self, ended: Mapping[str, tuple[int, int]], through: float) -> None:
-        """Requests of the last 30 days by class, and the late ones, that ended before `through`."""
+    def set_budget(self, ended: Mapping[Judged, Ended], through: float) -> None:
+        """Requests of the last 30 days that ended before `through`, by class and what they were judged by."""
         self._budget, self._budget_to = ended, through
         self._closed_ended = {start: one for start, one in self._closed_ended.items() if start >= through}
 
@@ -132,11 +137,13 @@ class TelemetryFold:
     @staticmethod
     def _restore_class(class_id: str, window: PromiseWindow, known: list[Rollup], last: float) -> None:
         rows = [(one.started_at, row) for one in known for row in one.classes if row.class_id == class_id]
-        counted = [(start + POINT_S, row.counts) for start, row in rows]
+        judged = objectives_of(window.policy)
+        counted = [(start + POINT_S, row.counts) for start, row in rows if row.objectives == judged]
         window.breakage.since = replay(counted, window.policy.slo.target)
         for start, row in rows:
             if start + POINT_S > last - WINDOW_S:
-                counts = row.counts
+                # Latencies are judged again here; whether both halves were met can no longer be told.
+                counts = row.counts if row.objectives == judged else Counts()
                 window.restore(
                     start + POINT_S / 2, values(row.ttft), values(row.tpot), counts.num, counts.num_late
                 )
@@ -305,12 +312,12 @@ class TelemetryFold:
         context = _Context(self, now)
         return tuple(context.live(one) for one in sorted(self.policy.classes, key=lambda one: one.rank))
 
-    def _ended_in_budget(self, class_id: str) -> tuple[int, int]:
-        """(requests ended, late ones) of the last 30 days: what is stored, and the intervals since."""
-        since = {**self._closed_ended, **{start: one.ended() for start, one in self._open.items()}}
+    def _ended_in_budget(self, one: ClassPolicy) -> Ended | None:
+        """Requests of the last 30 days that today's objectives judged: what is stored, and the intervals since."""
+        key = (one.id, objectives_of(one))
+        since = {**self._closed_ended, **{start: bucket.ended() for start, bucket in self._open.items()}}
         later = (ended for start, ended in since.items() if start >= self._budget_to)
-        counts = [one.get(class_id, (0, 0)) for one in (self._budget, *later)]
-        return sum(num for num, _ in counts), sum(num_late for _, num_late in counts)
+        return add_up(ended[key] for ended in (self._budget, *later) if key in ended and ended[key].num)
 
     # The verdict
 
@@ -399,6 +406,7 @@ class _Context:
         counts, served = window.counts(), sum(self.service.values())
         rows = self.rows.get(one.id, [])
         parked = [row for row in rows if row.state == "parked"]
+        ended = fold._ended_in_budget(one)
         times = [self.now - row.parked_at for row in parked if row.parked_at is not None]
         return ClassLive(
             id=one.id,
@@ -414,7 +422,8 @@ class _Context:
             attainment=1 - counts.num_late / counts.num if counts.num else None,
             num_finished=counts.num,
             num_late=counts.num_late,
-            budget_left=budget_left(*fold._ended_in_budget(one.id), target),
+            budget_left=budget_left(ended.num, ended.num_late, target) if ended else None,
+            budget_since=ended.since if ended else None,
             burn_rate=burn_rate(counts.num, counts.num_late, target),
             share_due=one.weight / self.weights,
             share_got=self.service.get(one.id, 0.0) / served if served else None,

@@ -22,10 +22,11 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from controlplane.telemetry import selectors, services
-from controlplane.telemetry.buckets import POINT_S, Rollup, start_of
+from controlplane.telemetry.buckets import POINT_S, Judged, Rollup, start_of
 from controlplane.telemetry.decisions import Render
 from controlplane.telemetry.fold import TelemetryFold
 from controlplane.telemetry.leadership import Leadership
+from controlplane.telemetry.promise import Ended
 from controlplane.telemetry.schema import Point
 from controlplane.telemetry.source import TelemetrySource
 from scheduler_worker.core.policy import Policy
@@ -65,7 +66,7 @@ class Archive:
     async def colors(self, class_ids: Sequence[str]) -> dict[str, int]:
         return await self._try(lambda: services.colors(self._pool, class_ids), {})
 
-    async def budget(self, now: float) -> tuple[Mapping[str, tuple[int, int]], float] | None:
+    async def budget(self, now: float) -> tuple[Mapping[Judged, Ended], float] | None:
         return await self._try(lambda: selectors.ended_in_budget(self._pool, now), None)
 
     async def store(self, rollups: Iterable[Rollup]) -> bool:

@@ -14,11 +14,14 @@ class Resolution(models.IntegerChoices):
 
 
 class LatencyRollup(models.Model):
-    """One class over one interval. `ttft` and `tpot` are sketches: number of samples by bucket (see
-    `sketch.py`)."""
+    """One class over one interval, as judged by one set of objectives (empty: by ones that were not recorded).
+
+    `ttft` and `tpot` are sketches: number of samples by bucket (see `sketch.py`).
+    """
 
     pool = models.CharField(max_length=63)
     class_id = models.CharField(max_length=32)
+    objectives = models.CharField(max_length=96, default="", help_text="By what its requests were judged.")
     started_at = models.DateTimeField()
     resolution_s = models.PositiveSmallIntegerField(choices=Resolution)
     num_ended = models.PositiveIntegerField(default=0)
@@ -35,7 +38,8 @@ class LatencyRollup(models.Model):
     class Meta:
         constraints = [
             models.UniqueConstraint(
-                fields=["pool", "resolution_s", "started_at", "class_id"], name="latency_rollup_once"
+                fields=["pool", "resolution_s", "started_at", "class_id", "objectives"],
+                name="latency_rollup_once",
             ),
         ]
 

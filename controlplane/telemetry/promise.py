@@ -57,6 +57,15 @@ def objective_of(one: ClassPolicy) -> Objective:
     )
 
 
+def objectives_of(one: ClassPolicy) -> str:
+    """By what requests are judged late, as a label: `0.5/0.02/-` is TTFT, TPOT and end to end, in seconds.
+
+    What was judged by other objectives never counts for or against these.
+    """
+    slo = one.slo
+    return f"{slo.ttft_s:g}/{slo.tpot_s:g}/{'-' if slo.e2e_s is None else f'{slo.e2e_s:g}'}"
+
+
 def is_late(sample: LatencySample, one: ClassPolicy) -> bool | None:
     """Whether an ended request missed its promise; None for one that does not count."""
     if sample.met is None or sample.outcome == "cancelled":
@@ -95,6 +104,27 @@ def recovers(num: int, num_late: int, target: float) -> bool:
 def _needed(num: int, share: float) -> float:
     # In floats 0.07 × 100 is a hair more than 7, and exactly the target must do.
     return round(share * num, 9)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Requests that ended since `since` (an instant), and how many of them were late."""
+
+    num: int
+    num_late: int
+    since: float
+
+
+def add_up(many: Iterable[Ended]) -> Ended | None:
+    """Several stretches together; None of none."""
+    known = list(many)
+    if not known:
+        return None
+    return Ended(
+        num=sum(one.num for one in known),
+        num_late=sum(one.num_late for one in known),
+        since=min(one.since for one in known),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,7 +52,11 @@ class WaitingView(Struct, frozen=True, kw_only=True):
 
 
 class ClassLive(Struct, frozen=True, kw_only=True):
-    """A class now. `color` is its permanent index 0 to 5; `share_*` are shares of service over the window."""
+    """A class now. `color` is its permanent index 0 to 5; `share_*` are shares of service over the window.
+
+    `budget_since`: when the oldest request ended that counts in the budget: 30 days ago, or since the objectives
+    are what they are.
+    """
 
     id: str
     rank: int
@@ -68,6 +72,7 @@ class ClassLive(Struct, frozen=True, kw_only=True):
     num_finished: int
     num_late: int
     budget_left: float | None
+    budget_since: float | None
     burn_rate: float | None
     share_due: float
     share_got: float | None

@@ -8,12 +8,12 @@ from itertools import groupby
 from statistics import fmean
 from typing import Any, Final
 
-from django.db.models import F, Max, Q, Sum
+from django.db.models import Max, Min, Q, Sum
 
 from controlplane.telemetry import sketch
-from controlplane.telemetry.buckets import POINT_S, ClassRollup, Rollup
+from controlplane.telemetry.buckets import POINT_S, ClassRollup, Judged, Rollup
 from controlplane.telemetry.models import FleetRollup, LatencyRollup, Resolution
-from controlplane.telemetry.promise import Counts
+from controlplane.telemetry.promise import Counts, Ended
 from controlplane.telemetry.schema import Percentiles, Point
 
 BUDGET: Final = timedelta(days=30)
@@ -27,7 +27,7 @@ def rollups(pool: str, since: float) -> list[Rollup]:
     figures = dict(fleet.order_by("started_at"))
     rows = LatencyRollup.objects.filter(pool=pool, resolution_s=Resolution.FINE, started_at__gte=start)
     classes: dict[datetime, list[LatencyRollup]] = {}
-    for row in rows.order_by("class_id"):
+    for row in rows.order_by("class_id", "objectives"):
         classes.setdefault(row.started_at, []).append(row)
     return [_rollup(at, classes.get(at, []), known) for at, known in figures.items()]
 
@@ -35,14 +35,14 @@ def rollups(pool: str, since: float) -> list[Rollup]:
 def _rollup(started_at: datetime, rows: list[LatencyRollup], figures: dict[str, Any]) -> Rollup:
     classes = tuple(_class_rollup(row) for row in rows)
     end = started_at.timestamp() + POINT_S
-    return Rollup(
-        started_at=started_at.timestamp(), classes=classes, point=_point(end, classes, figures, POINT_S)
-    )
+    point = _point(end, _by_class(classes), figures, POINT_S)
+    return Rollup(started_at=started_at.timestamp(), classes=classes, point=point)
 
 
 def _class_rollup(row: LatencyRollup) -> ClassRollup:
     return ClassRollup(
         class_id=row.class_id,
+        objectives=row.objectives,
         counts=Counts(
             num=row.num_ended,
             num_late=row.num_late,
@@ -89,17 +89,22 @@ def points(pool: str, since: float, length_s: float) -> list[Point]:
 
 
 def _merged_point(end: float, group: list[Rollup], length_s: float) -> Point:
-    by_class: dict[str, list[ClassRollup]] = {}
-    for one in group:
-        for row in one.classes:
-            by_class.setdefault(row.class_id, []).append(row)
-    classes = [_merged_class(class_id, rows) for class_id, rows in sorted(by_class.items())]
+    classes = _by_class(row for one in group for row in one.classes)
     return _point(end, classes, _merged_figures([one.point for one in group]), length_s)
+
+
+def _by_class(rows: Iterable[ClassRollup]) -> list[ClassRollup]:
+    """One row for each class, whatever it was judged by."""
+    by_class: dict[str, list[ClassRollup]] = {}
+    for row in rows:
+        by_class.setdefault(row.class_id, []).append(row)
+    return [_merged_class(class_id, rows) for class_id, rows in sorted(by_class.items())]
 
 
 def _merged_class(class_id: str, rows: list[ClassRollup]) -> ClassRollup:
     return ClassRollup(
         class_id=class_id,
+        objectives="",
         ttft=sketch.merge(row.ttft for row in rows),
         tpot=sketch.merge(row.tpot for row in rows),
         num_tokens=sum(row.num_tokens for row in rows),
@@ -130,8 +135,9 @@ def _means(maps: Iterable[dict[str, float] | dict[str, int]]) -> dict[str, float
     return {name: fmean(one[name] for one in known if name in one) for name in names}
 
 
-def ended_in_budget(pool: str, now: float) -> tuple[dict[str, tuple[int, int]], float]:
-    """Requests of the last 30 days and the late ones, by class; and the instant up to which they are counted.
+def ended_in_budget(pool: str, now: float) -> tuple[dict[Judged, Ended], float]:
+    """Requests of the last 30 days and the late ones, by class and the objectives that they were judged by; and
+    the instant up to which they are counted.
 
     Each stretch of time is read at the coarsest resolution that has it.
     """
@@ -145,6 +151,9 @@ def ended_in_budget(pool: str, now: float) -> tuple[dict[str, tuple[int, int]], 
             through = newest + timedelta(seconds=int(resolution))
     if not parts:
         return {}, since.timestamp()
-    rows = LatencyRollup.objects.filter(parts, pool=pool).values(name=F("class_id"))
-    sums = rows.annotate(ended=Sum("num_ended"), late=Sum("num_late")).order_by()
-    return {row["name"]: (row["ended"], row["late"]) for row in sums}, through.timestamp()
+    rows = LatencyRollup.objects.filter(parts, pool=pool, num_ended__gt=0).values_list(
+        "class_id", "objectives"
+    )
+    sums = rows.annotate(ended=Sum("num_ended"), late=Sum("num_late"), since=Min("started_at")).order_by()
+    counts = {(name, judged): Ended(num, late, at.timestamp()) for name, judged, num, late, at in sums}
+    return counts, through.timestamp()

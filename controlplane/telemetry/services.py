@@ -33,6 +33,9 @@ SUMS: Final = (
     "num_refused",
 )
 
+Group = tuple[datetime, str, str, str]
+"""The start of the coarser interval, pool, class and objectives."""
+
 
 def store(pool: str, rollups: Iterable[Rollup]) -> None:
     """Store closed intervals."""
@@ -49,6 +52,7 @@ def _row(pool: str, one: Rollup, row: ClassRollup) -> LatencyRollup:
     return LatencyRollup(
         pool=pool,
         class_id=row.class_id,
+        objectives=row.objectives,
         started_at=datetime.fromtimestamp(one.started_at, UTC),
         resolution_s=Resolution.FINE,
         num_ended=counts.num,
@@ -96,9 +100,10 @@ def _merge_all(fine: Resolution, coarse: Resolution, now: datetime) -> int:
     newest = LatencyRollup.objects.filter(resolution_s=coarse).order_by("-started_at").first()
     if newest is not None:
         rows = rows.filter(started_at__gte=newest.started_at)
-    groups: dict[tuple[datetime, str, str], list[LatencyRollup]] = {}
+    groups: dict[Group, list[LatencyRollup]] = {}
     for row in rows.order_by("started_at"):
-        groups.setdefault((_start(row.started_at, coarse), row.pool, row.class_id), []).append(row)
+        key = (_start(row.started_at, coarse), row.pool, row.class_id, row.objectives)
+        groups.setdefault(key, []).append(row)
     merged = [_merged(key, group, coarse) for key, group in groups.items()]
     LatencyRollup.objects.bulk_create(merged, ignore_conflicts=True)
     return len(merged)
@@ -109,12 +114,13 @@ def _start(at: datetime, resolution: Resolution) -> datetime:
     return datetime.fromtimestamp(at.timestamp() // resolution * resolution, UTC)
 
 
-def _merged(key: tuple[datetime, str, str], group: list[LatencyRollup], coarse: Resolution) -> LatencyRollup:
-    started_at, pool, class_id = key
+def _merged(key: Group, group: list[LatencyRollup], coarse: Resolution) -> LatencyRollup:
+    started_at, pool, class_id, objectives = key
     sums = {name: sum(getattr(row, name) for row in group) for name in SUMS}
     return LatencyRollup(
         pool=pool,
         class_id=class_id,
+        objectives=objectives,
         started_at=started_at,
         resolution_s=coarse,
         ttft=sketch.to_json(sketch.merge(sketch.from_json(row.ttft) for row in group)),

@@ -102,6 +102,7 @@ function classLive(shape: Shape, now: number): ClassLive {
     num_finished: isEmpty ? 0 : 3604,
     num_late: isBroken ? 317 : 4,
     budget_left: isEmpty ? null : isBroken ? 0.38 : 0.86,
+    budget_since: isEmpty ? null : now - 30 * 86_400,
     burn_rate: isEmpty ? null : isBroken ? 8.8 : 0.3,
     share_due: shape.weight / 100,
     share_got: isEmpty ? null : [0.44, 0.46, 0.1][shape.rank]!,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from controlplane.telemetry.promise import Ended
+from scheduler_worker.core.policy import Policy
 from scheduler_worker.protocol.messages import Device
 from tests.telemetry.builders import (
     T0,
@@ -20,6 +22,8 @@ from tests.telemetry.builders import (
     worker,
     worker_of,
 )
+
+HIGH_JUDGED = "0.1/0.02/-"
 
 
 def test_percentiles_of_the_window_are_those_of_its_samples() -> None:
@@ -324,13 +328,67 @@ def test_the_tail_of_the_stream_does_not_count_twice_what_was_restored() -> None
 
 def test_the_budget_is_what_is_stored_and_what_came_since() -> None:
     one = fold()
-    one.set_budget({"high": (1000, 5)}, through=T0 + 10)
+    one.set_budget({("high", HIGH_JUDGED): Ended(1000, 5, since=T0 - 9000)}, through=T0 + 10)
     one.take(gateway(9, finished=(ended(9, ttft_s=9.0),)))  # is in the stored figures
     one.take(gateway(12, finished=tuple(ended(12 + n / 1000, ttft_s=9.0) for n in range(3))))
     one.close_rollups(T0 + 60)
     one.take(gateway(61, finished=tuple(ended(61 + n / 1000) for n in range(97))))
     # 1,100 requests, 8 late; 1 % of 1,100 are 11.
     assert class_of(seen(one, 62)).budget_left == pytest.approx(1 - 8 / 11)
+
+
+def test_the_budget_says_since_when_it_counts() -> None:
+    one = fold()
+    one.set_budget({("high", HIGH_JUDGED): Ended(1000, 5, since=T0 - 9000)}, through=T0 + 10)
+    assert class_of(seen(one, 62)).budget_since == T0 - 9000
+
+
+RELAXED = {"ttft_s": 3.0, "tpot_s": 0.02, "target": 0.99}
+
+
+def relaxed() -> Policy:
+    return policy({"id": "high", "rank": 0, "weight": 1, "slo": RELAXED})
+
+
+def test_what_other_objectives_judged_is_not_in_the_budget() -> None:
+    one = fold()
+    one.set_budget({("high", HIGH_JUDGED): Ended(1000, 500, since=T0 - 9000)}, through=T0 + 10)
+    one.take(gateway(11, finished=(ended(11, ttft_s=2.0),)))  # late by the old objectives
+    one.set_policy(42, relaxed())
+    one.take(gateway(12, finished=(ended(12, ttft_s=2.0),)))  # in time by the new ones, in the same interval
+    live = class_of(seen(one, 13))
+    assert (live.budget_left, live.budget_since) == (1.0, T0 + 10)
+
+
+def test_another_target_keeps_the_budgets_requests() -> None:
+    one = fold()
+    one.set_budget({("high", HIGH_JUDGED): Ended(1000, 5, since=T0)}, through=T0 + 10)
+    slo = {"ttft_s": 0.1, "tpot_s": 0.02, "target": 0.98}
+    one.set_policy(42, policy({"id": "high", "rank": 0, "weight": 1, "slo": slo}))
+    assert class_of(seen(one, 13)).budget_left == pytest.approx(1 - 5 / 20)
+
+
+def test_an_interval_in_which_the_objectives_changed_has_one_point_and_two_rows() -> None:
+    one = fold()
+    one.take(gateway(11, finished=(ended(11),)))
+    one.set_policy(42, relaxed())
+    one.take(gateway(12, finished=(ended(12),)))
+    (rollup,) = one.close_rollups(T0 + 60)
+    assert [(row.objectives, row.counts.num) for row in rollup.classes] == [
+        (HIGH_JUDGED, 1),
+        ("3/0.02/-", 1),
+    ]
+    assert rollup.point.tpot["high"].num == 2
+
+
+def test_a_restored_fold_does_not_hold_old_judgements_against_new_objectives() -> None:
+    old, new = fold(), fold(relaxed())
+    for second in range(60):
+        late = tuple(ended(second + n / 10, ttft_s=2.0) for n in range(10))
+        old.take(gateway(second + 1, first_tokens=late, finished=late))
+    new.restore(old.close_rollups(T0 + 100), before=T0 + 100)
+    assert class_of(seen(new, 61)).ttft_state.kept
+    assert class_of(seen(new, 61)).num_late == 0
 
 
 # Verdicts

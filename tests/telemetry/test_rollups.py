@@ -10,7 +10,9 @@ from django.db import models
 from controlplane.telemetry import selectors, services
 from controlplane.telemetry.buckets import Rollup
 from controlplane.telemetry.models import FleetRollup, LatencyRollup, Resolution
-from tests.telemetry.builders import T0, ended, first, fold, gateway, load, worker
+from controlplane.telemetry.promise import Ended
+from scheduler_worker.core.policy import Policy
+from tests.telemetry.builders import T0, ended, first, fold, gateway, load, policy, worker
 
 pytestmark = pytest.mark.django_db
 
@@ -18,9 +20,9 @@ POOL = "default"
 START = datetime.fromtimestamp(T0, UTC)
 
 
-def rollups(num: int, num_late: int = 0, begin: float = 0) -> tuple[Rollup, ...]:
-    """`num` intervals of ten requests each, of which `num_late` are late."""
-    one = fold()
+def rollups(num: int, num_late: int = 0, begin: float = 0, live: Policy | None = None) -> tuple[Rollup, ...]:
+    """`num` intervals of ten requests each, of which `num_late` wait 0.5 s: late by the usual policy."""
+    one = fold(live)
     for interval in range(num):
         at = begin + interval * 10 + 5
         waits = [0.5 if number < num_late else 0.05 for number in range(10)]
@@ -98,7 +100,20 @@ def test_rolling_up_again_changes_nothing() -> None:
 def test_the_budget_counts_each_request_once_over_all_resolutions() -> None:
     services.store(POOL, rollups(400, num_late=1))  # an hour, a merged five minutes, and 10 s × 10 beyond
     services.roll_up(START + timedelta(seconds=4000 + 90))
-    assert selectors.ended_in_budget(POOL, T0 + 4100) == ({"high": (4000, 400)}, T0 + 4000)
+    counted = {("high", "0.1/0.02/-"): Ended(4000, 400, since=T0)}
+    assert selectors.ended_in_budget(POOL, T0 + 4100) == (counted, T0 + 4000)
+
+
+def test_requests_that_other_objectives_judged_stay_apart_when_intervals_are_merged() -> None:
+    services.store(POOL, rollups(15, num_late=5))
+    slo = {"ttft_s": 3, "tpot_s": 0.02}
+    relaxed = policy({"id": "high", "rank": 0, "weight": 1, "slo": slo})
+    services.store(POOL, rollups(15, num_late=5, begin=150, live=relaxed))
+    services.roll_up(START + timedelta(seconds=300 + 90))
+    assert selectors.ended_in_budget(POOL, T0 + 400)[0] == {
+        ("high", "0.1/0.02/-"): Ended(150, 75, since=T0),
+        ("high", "3/0.02/-"): Ended(150, 0, since=T0),  # known to the length of the merged interval
+    }
 
 
 def test_the_budget_of_a_new_pool_is_empty() -> None:

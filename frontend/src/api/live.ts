@@ -50,6 +50,7 @@ export interface ClassLive {
   num_finished: number;
   num_late: number;
   budget_left: number | null;
+  budget_since: number | null;
   burn_rate: number | null;
   share_due: number;
   share_got: number | null;

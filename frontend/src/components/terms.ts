@@ -15,7 +15,7 @@ export const TERMS = {
   ],
   budget: [
     'Error budget',
-    'How many requests may miss in 30 days before the promise is broken for the month. A 99 % promise leaves 1 % as budget. Burn 1× spends it in exactly 30 days.',
+    'How many requests may miss in 30 days before the promise is broken for the month. A 99 % promise leaves 1 % as budget. Burn 1× spends it in exactly 30 days. When objectives change, it starts over: what others judged does not count.',
   ],
   goodput: [
     'Goodput',

@@ -22,6 +22,7 @@ export function aClass(id: string, changes: Partial<ClassLive> = {}): ClassLive 
     num_finished: 400,
     num_late: 2,
     budget_left: 0.71,
+    budget_since: NOW - 30 * 86_400,
     burn_rate: 0.4,
     share_due: 0.6,
     share_got: 0.58,

@@ -4,6 +4,7 @@ import {
   announcement,
   brokenFact,
   brokenHeadline,
+  budgetSpan,
   burnLine,
   isLate,
   noWorkerLine,
@@ -108,6 +109,14 @@ describe('a card', () => {
     expect(burnLine(aClass('high', { burn_rate: 0.4, budget_left: 0.7 }))).toBe('0.4× burn');
     expect(burnLine(aClass('high', { burn_rate: 3, budget_left: 0 }))).toBe('3.0× burn, used up');
     expect(burnLine(aClass('high', { burn_rate: null }))).toBeNull();
+  });
+});
+
+describe('the error budget', () => {
+  it('says what it counts: 30 days, or since the objectives are what they are', () => {
+    expect(budgetSpan(aClass('high'), NOW)).toBe('30 d');
+    expect(budgetSpan(aClass('high', { budget_since: NOW - 3600 }), NOW)).toBe('since 02:12:06 UTC');
+    expect(budgetSpan(aClass('high', { budget_since: NOW - 86_400 }), NOW)).toBe('since 23 Nov, 03:12 UTC');
   });
 });
 

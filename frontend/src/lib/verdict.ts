@@ -136,6 +136,12 @@ export function burnLine(one: ClassLive): string | null {
   return `${pace}, gone in ${inHours((one.budget_left * 30 * 24) / one.burn_rate)}`;
 }
 
+/** What the budget counts: "30 d", or since when where the objectives are younger than that. */
+export function budgetSpan(one: ClassLive, now: number): string {
+  const isWhole = one.budget_since === null || now - one.budget_since > 29 * 86_400;
+  return isWhole ? '30 d' : `since ${instant(one.budget_since ?? now, now)}`;
+}
+
 function inHours(hours: number): string {
   if (hours < 1) return `${Math.max(1, Math.round(hours * 60))} min`;
   return hours < 72 ? `${Math.round(hours)} h` : `${Math.round(hours / 24)} d`;

@@ -14,7 +14,7 @@ import { count, latency, latencyBeside, latencyText, objective, percent, wholePe
 import type { PanelState } from '../../lib/panelState';
 import { isOld } from '../../lib/panelState';
 import { duration } from '../../lib/time';
-import { burnLine, isLate, isUndecided, keepsBoth, metricName, promiseLine, promised } from '../../lib/verdict';
+import { budgetSpan, burnLine, isLate, isUndecided, keepsBoth, metricName, promiseLine, promised } from '../../lib/verdict';
 import { useLiveClock, usePanelState } from './clock';
 
 const PERCENTILES: readonly Percentile[] = ['p50', 'p95', 'p99'];
@@ -110,6 +110,7 @@ function limitOf(one: ClassLive, metric: Metric): number {
 }
 
 function Foot({ one }: { one: ClassLive }) {
+  const { now } = useLiveClock();
   const burn = burnLine(one);
   const burnsFast = (one.burn_rate ?? 0) > 1;
   const misses = one.attainment !== null && one.attainment < one.objective.target;
@@ -129,7 +130,7 @@ function Foot({ one }: { one: ClassLive }) {
       </div>
       <div>
         <dt>
-          <Term name="budget">Error budget</Term> left, 30 d
+          <Term name="budget">Error budget</Term> left, {budgetSpan(one, now)}
         </dt>
         <dd>
           <b>{wholePercent(one.budget_left)}</b>
