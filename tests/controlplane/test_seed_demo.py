@@ -100,3 +100,15 @@ def test_a_broken_file_is_not_overwritten(db: None, policy_file: Path, out: Path
     out.write_text("{")
     with pytest.raises(CommandError, match="Mend it"):
         seed(policy_file, out)
+
+
+def test_another_policy_replaces_the_live_one_only_when_asked_to(
+    seeded: dict[str, Any], policy_file: Path, out: Path, document: Document
+) -> None:
+    document["classes"][0]["weight"] += 1
+    policy_file.write_text(json.dumps(document))
+    seed(policy_file, out)
+    kept = selectors.active(POOL).version
+    call_command("seed_demo", policy=policy_file, out=out, replace_policy=True, stdout=io.StringIO())
+    live = selectors.active(POOL)
+    assert (kept, live.version, live.comment, live.document) == (1, 2, "Measured again", document)

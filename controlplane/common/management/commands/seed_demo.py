@@ -37,12 +37,17 @@ class Command(BaseCommand):
         parser.add_argument(
             "--json", type=Path, required=True, dest="out", help="file for login and keys (mode 0600)"
         )
+        parser.add_argument(
+            "--replace-policy", action="store_true", help="publish the policy though another is live"
+        )
         parser.add_argument("--username", default=USERNAME, help=f"the operator's name; default {USERNAME}")
 
-    def handle(self, *args: Any, policy: Path, out: Path, username: str, **options: Any) -> None:
+    def handle(
+        self, *args: Any, policy: Path, out: Path, username: str, replace_policy: bool = False, **options: Any
+    ) -> None:
         known = _read_json(out) if out.exists() else {}
         with transaction.atomic():
-            live = _ensure_policy(policy)
+            live = _ensure_policy(policy, replace_policy)
             seeded = {
                 "username": username,
                 "password": _ensure_operator(username, known),
@@ -65,18 +70,22 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _ensure_policy(path: Path) -> Policy:
-    """The live policy; the file's, if none was published."""
+def _ensure_policy(path: Path, replace: bool) -> Policy:
+    """The live policy; the file's, if none was published or it is to be replaced."""
     live = selectors.find_active(settings.TIDEGATE.pool)
-    if live is not None:
+    document = _read_json(path) if live is None or replace else live.document
+    if live is not None and live.document == document:
         return Policy.model_validate(live.document)
     try:
         version = services.publish(
-            pool=settings.TIDEGATE.pool, document=_read_json(path), comment="First policy", author=ACTOR
+            pool=settings.TIDEGATE.pool,
+            document=document,
+            comment="Measured again" if live else "First policy",
+            author=ACTOR,
         )
     except Invalid as error:
         mistakes = "\n".join(f"  {one.path}: {one.message}" for one in error.mistakes)
-        raise CommandError(f"{path} is not a policy:\n{mistakes}") from error
+        raise CommandError(f"{path} cannot be published:\n{mistakes}") from error
     return Policy.model_validate(version.document)
 
 
