@@ -6,8 +6,9 @@ import re
 from typing import Any, Final
 
 from django.conf import settings
+from django.utils.http import parse_etags
 from drf_spectacular.types import OpenApiTypes
-from drf_spectacular.utils import OpenApiParameter, extend_schema, extend_schema_field
+from drf_spectacular.utils import OpenApiParameter, OpenApiResponse, extend_schema, extend_schema_field
 from rest_framework import serializers, status
 from rest_framework.request import Request
 from rest_framework.response import Response
@@ -70,11 +71,24 @@ ENTITY_TAG_HEADER = OpenApiParameter(
 )
 
 
+IF_NONE_MATCH = OpenApiParameter(
+    "If-None-Match", OpenApiTypes.STR, OpenApiParameter.HEADER,
+    description="The ETag of the version that the caller has; 304 without a body while it is live.",
+)  # fmt: skip
+
+
 class ActivePolicyView(APIView):
-    @extend_schema(operation_id="policy_active", parameters=[ENTITY_TAG_HEADER], responses=VersionSerializer)
+    @extend_schema(
+        operation_id="policy_active",
+        parameters=[IF_NONE_MATCH, ENTITY_TAG_HEADER],
+        responses={200: VersionSerializer, 304: OpenApiResponse(description="The caller has it.")},
+    )
     def get(self, request: Request) -> Response:
         """The live policy."""
-        return _answer(selectors.active(settings.TIDEGATE.pool))
+        version = selectors.active(settings.TIDEGATE.pool)
+        if _is_known(request, version):
+            return Response(status=status.HTTP_304_NOT_MODIFIED, headers={"ETag": _entity_tag(version)})
+        return _answer(version)
 
 
 class PolicySchemaView(APIView):
@@ -158,8 +172,18 @@ def _read(serializer: type[Strict], request: Request) -> dict[str, Any]:
 
 
 def _answer(version: PolicyVersion, status_code: int = status.HTTP_200_OK) -> Response:
-    headers = {"ETag": f'"v{version.version}"'}
+    headers = {"ETag": _entity_tag(version)}
     return Response(VersionSerializer(version).data, status=status_code, headers=headers)
+
+
+def _entity_tag(version: PolicyVersion) -> str:
+    return f'"v{version.version}"'
+
+
+def _is_known(request: Request, version: PolicyVersion) -> bool:
+    """Whether If-None-Match names the version; compared weakly, as HTTP wants it."""
+    tags = parse_etags(request.headers.get("If-None-Match", ""))
+    return "*" in tags or _entity_tag(version) in (tag.removeprefix("W/") for tag in tags)
 
 
 def _based_on(request: Request) -> int | None:

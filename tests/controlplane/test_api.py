@@ -149,6 +149,20 @@ def test_the_active_policy_comes_with_its_entity_tag(api: APIClient, published: 
     assert (response["ETag"], response.json()["document"]) == ('"v1"', published)
 
 
+@pytest.mark.parametrize("known", ['"v1"', 'W/"v1"', '"v0", "v1"', "*"])
+def test_whoever_has_the_active_policy_gets_it_not_again(
+    api: APIClient, published: Document, known: str
+) -> None:
+    response = api.get(ACTIVE, headers={"If-None-Match": known})
+    assert (response.status_code, response["ETag"], response.content) == (304, '"v1"', b"")
+
+
+def test_whoever_has_an_older_policy_gets_the_active_one(api: APIClient, published: Document) -> None:
+    publish(api, published)
+    response = api.get(ACTIVE, headers={"If-None-Match": '"v1"'})
+    assert (response.status_code, response.json()["version"]) == (200, 2)
+
+
 def test_before_the_first_policy_there_is_none(api: APIClient) -> None:
     assert api.get(ACTIVE).status_code == 404
 
