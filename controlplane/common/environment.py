@@ -148,6 +148,11 @@ class Settings:
         parse_bool, "The proxy in front speaks HTTPS: cookies become secure, HSTS is sent", default=False
     )
     log_level: str = setting(parse_log_level, "DEBUG, INFO, WARNING or ERROR", default="INFO")
+    metrics_token: str = setting(
+        parse_secret,
+        "/metrics wants `Authorization: Bearer` and this, at least 32 characters; empty: it answers this host only",
+        default="",
+    )
     database_connections: int = setting(
         whole_number(1, 1000), "Most Postgres connections of one process", default=16
     )

@@ -7,14 +7,18 @@ every web process reads all of it, so scrape each, and take `max` over instances
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import ip_address
 from itertools import accumulate
+from secrets import compare_digest
 from typing import Final
 
-from django.http import HttpRequest, HttpResponse
+from django.conf import settings
+from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.views.decorators.http import require_safe
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_1_0_0, generate_latest
 
+from controlplane.common.errors import NotAllowed, NotSignedIn, TidegateError, error_body
 from controlplane.telemetry import folder
 from controlplane.telemetry.schema import ClassLive, LiveSnapshot, WorkerLive
 from controlplane.telemetry.totals import Counter, Histograms, Totals
@@ -24,14 +28,44 @@ Rows = Iterable[tuple[tuple[str, ...], float | None]]
 PREFIX: Final = "tidegate_"
 CLASS: Final = ("class",)
 WORKER: Final = ("worker",)
+FORWARDED: Final = ("X-Forwarded-For", "Forwarded")
 
 
 @require_safe
 def metrics(request: HttpRequest) -> HttpResponse:
     """The figures of this process's fold; empty while none runs."""
+    if error := _refusal(request):
+        answer = JsonResponse(error_body(error), status=error.status)
+        if isinstance(error, NotSignedIn):
+            answer["WWW-Authenticate"] = "Bearer"
+        return answer
     running = folder.current()
     families = [] if running is None else list(collect(running))
     return HttpResponse(generate_latest(_Collected(families)), content_type=CONTENT_TYPE_PLAIN_1_0_0)
+
+
+def _refusal(request: HttpRequest) -> TidegateError | None:
+    """Class names, load and hardware are not everyone's: a token opens the door, or being on this host."""
+    token = settings.TIDEGATE.metrics_token
+    if token:
+        given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        if compare_digest(given.encode(), token.encode()):
+            return None
+        return NotSignedIn("Send Authorization: Bearer and the token of TIDEGATE_METRICS_TOKEN.")
+    if _is_from_here(request):
+        return None
+    return NotAllowed(
+        "/metrics answers this host only. Set TIDEGATE_METRICS_TOKEN to scrape it from another."
+    )
+
+
+def _is_from_here(request: HttpRequest) -> bool:
+    if any(name in request.headers for name in FORWARDED):
+        return False  # a proxy on this host speaks for someone else
+    try:
+        return ip_address(request.META.get("REMOTE_ADDR", "")).is_loopback
+    except ValueError:
+        return False
 
 
 class _Collected:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +99,44 @@ async def test_every_metric_is_documented_and_every_documented_one_exists(
 def test_without_a_folder_there_is_nothing_to_scrape(transactional_db: None) -> None:
     answer = Client().get("/metrics")
     assert (answer.status_code, answer.content) == (200, b"")
+
+
+TOKEN = "t" * 40
+
+
+@pytest.fixture
+def token(settings: Any) -> str:
+    settings.TIDEGATE = replace(settings.TIDEGATE, metrics_token=TOKEN)
+    return TOKEN
+
+
+def test_without_a_token_metrics_answer_this_host() -> None:
+    assert [Client().get("/metrics", REMOTE_ADDR=one).status_code for one in ("127.0.0.1", "::1")] == [
+        200,
+        200,
+    ]
+
+
+@pytest.mark.parametrize(
+    "request_of",
+    [{"REMOTE_ADDR": "10.0.0.7"}, {"REMOTE_ADDR": ""}, {"headers": {"X-Forwarded-For": "10.0.0.7"}}],
+)
+def test_without_a_token_metrics_refuse_others_and_say_how_to_mend_it(request_of: dict[str, Any]) -> None:
+    answer = Client().get("/metrics", **request_of)
+    assert answer.status_code == 403
+    assert "TIDEGATE_METRICS_TOKEN" in answer.json()["error"]["message"]
+
+
+def test_with_a_token_metrics_answer_whoever_sends_it(token: str) -> None:
+    headers = {"Authorization": f"Bearer {token}"}
+    assert Client().get("/metrics", headers=headers, REMOTE_ADDR="10.0.0.7").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "headers", [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer \u00fc"}]
+)
+def test_with_a_token_metrics_refuse_who_does_not_know_it_even_on_this_host(
+    token: str, headers: dict[str, str]
+) -> None:
+    answer = Client().get("/metrics", headers=headers)
+    assert (answer.status_code, answer["WWW-Authenticate"]) == (401, "Bearer")
