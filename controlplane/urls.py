@@ -8,7 +8,7 @@ from drf_spectacular.views import SpectacularJSONAPIView, SpectacularSwaggerSpli
 
 from controlplane.common import views
 from controlplane.common.api import SessionView
-from controlplane.fleet.api import WorkersView
+from controlplane.fleet.api import DrainView, WorkersView
 from controlplane.inference.api import RequestsView, RequestView
 from controlplane.policies.api import (
     ActivePolicyView,
@@ -29,6 +29,7 @@ api = [
     path("policies/<int:version>", PolicyView.as_view()),
     path("policies/<int:version>/rollback", RollBackView.as_view()),
     path("fleet/workers", WorkersView.as_view()),
+    path("fleet/workers/<str:worker>/drain", DrainView.as_view()),
     path("playground/key", PlaygroundKeyView.as_view()),
     path("requests", RequestsView.as_view()),
     path("requests/<uuid:request_id>", RequestView.as_view()),

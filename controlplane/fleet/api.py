@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from django.conf import settings
 from drf_spectacular.utils import extend_schema
-from rest_framework import serializers
+from rest_framework import serializers, status
 from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
-from controlplane.fleet import selectors
+from controlplane.common.permissions import MayOperate
+from controlplane.fleet import selectors, services
 
 
 class WorkerSerializer(serializers.Serializer):
@@ -39,3 +40,29 @@ class WorkersView(APIView):
         """The workers that hold a lease or just lost it, with the policy version that each runs."""
         found = selectors.workers(settings.TIDEGATE.pool)
         return Response(WorkerListSerializer({"results": found}).data)
+
+
+class OrderSerializer(serializers.Serializer):
+    id = serializers.CharField()
+    draining = serializers.BooleanField(help_text="What was ordered; the worker obeys within a second.")
+
+
+class DrainView(APIView):
+    permission_classes = [MayOperate]
+
+    @extend_schema(operation_id="worker_drain", request=None, responses={202: OrderSerializer})
+    def post(self, request: Request, worker: str) -> Response:
+        """Take a worker out: it takes no new request, those it runs end there. Holds for a day, or until DELETE."""
+        services.drain(pool=settings.TIDEGATE.pool, worker=worker, actor=request.user.get_username())
+        return _ordered(worker, draining=True)
+
+    @extend_schema(operation_id="worker_resume", request=None, responses={202: OrderSerializer})
+    def delete(self, request: Request, worker: str) -> Response:
+        """Let a worker take requests again."""
+        services.resume(pool=settings.TIDEGATE.pool, worker=worker, actor=request.user.get_username())
+        return _ordered(worker, draining=False)
+
+
+def _ordered(worker: str, *, draining: bool) -> Response:
+    body = OrderSerializer({"id": worker, "draining": draining}).data
+    return Response(body, status=status.HTTP_202_ACCEPTED)

@@ -100,6 +100,8 @@ OPERATORS_ONLY = [
     ("post", POLICIES),
     ("post", f"{POLICIES}/1/rollback"),
     ("get", "/api/v1/fleet/workers"),
+    ("post", "/api/v1/fleet/workers/gpu-0/drain"),
+    ("delete", "/api/v1/fleet/workers/gpu-0/drain"),
     ("post", "/api/v1/playground/key"),
 ]
 

@@ -1,0 +1,51 @@
+"""Orders to workers. A worker looks for its order about twice a second and says when it obeys."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from django.db import transaction
+
+from controlplane.audit.services import record
+from controlplane.common.connections import redis_client
+from controlplane.common.errors import NotFound
+from controlplane.fleet import selectors
+from scheduler_worker.protocol import keys
+
+DRAIN: Final = b"drain"
+ORDER_TTL_S: Final = 24 * 3600
+
+
+def drain(*, pool: str, worker: str, actor: str) -> None:
+    """Let a worker take no new request; those it runs end there. Raises `NotFound`.
+
+    The order also holds for a process that starts under the same name, until it is lifted or a day has passed.
+    """
+    if all(one.id != worker or one.state == "silent" for one in selectors.workers(pool)):
+        raise NotFound(f"The pool {pool} has no live worker {worker}; there is nothing to drain.")
+    key = keys.WORKER_CONTROL.of(pool, worker)
+    with transaction.atomic():
+        if redis_client().get(key) != DRAIN:
+            _record("drain", pool, worker, actor)
+        redis_client().set(key, DRAIN, ex=ORDER_TTL_S)
+
+
+def resume(*, pool: str, worker: str, actor: str) -> None:
+    """Lift the order to drain, if there is one: the worker takes requests again."""
+    key = keys.WORKER_CONTROL.of(pool, worker)
+    with transaction.atomic():
+        if redis_client().get(key) == DRAIN:
+            _record("resume", pool, worker, actor)
+        redis_client().delete(key)
+
+
+def _record(action: str, pool: str, worker: str, actor: str) -> None:
+    draining = action == "drain"
+    record(
+        actor=actor,
+        action=action,
+        object_type="worker",
+        object_id=f"{pool}/{worker}"[:128],
+        before={"draining": not draining},
+        after={"draining": draining},
+    )
