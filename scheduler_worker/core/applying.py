@@ -3,6 +3,8 @@ limit and the cost model learn. Work is in proportion to what happened, beyond o
 
 from __future__ import annotations
 
+from itertools import compress, count
+from operator import ne
 from typing import Final
 
 from scheduler_worker.core.batch_limit import LimitChange
@@ -67,18 +69,18 @@ class Applying:
         return Applied(tuple(self._events), tokens, tuple(self._finished), tuple(released))
 
     def _count_tokens(self) -> tuple[tuple[str, int], ...]:
-        dropped = self._flying.dropped
-        if dropped:
-            rows = self._result.rows
-            return tuple([row[:2] for row in rows if row[1] and row[0] not in dropped])
-        return tuple([row[:2] for row in self._result.rows if row[1]])
+        """Decoding rows that went on as expected are said to have done so without a look at each."""
+        decodes, dropped, rows = self._flying.chunks.decodes, self._flying.dropped, self._result.rows
+        emitted, num_decodes = decodes.emitted, len(decodes.emitted)
+        silent = {rows[index].seq_id for index in self._odd if index < num_decodes and not rows[index].num_new_tokens}
+        if silent or dropped:
+            emitted = tuple([pair for pair in emitted if pair[0] not in silent and pair[0] not in dropped])
+        return emitted + tuple([row[:2] for row in rows[num_decodes:] if row[1] and row[0] not in dropped])
 
     def _note_progress(self) -> None:
         """Rows that were not in lockstep: prompts whose blocks are full now, first tokens."""
-        plan = self._flying.plan
-        for chunk, row in zip(
-            plan.chunks[plan.num_lockstep :], self._result.rows[plan.num_lockstep :], strict=True
-        ):
+        others = self._flying.chunks.others
+        for chunk, row in zip(others, self._result.rows[-len(others) :] if others else (), strict=True):
             sequence = self._state.sequences.get(chunk.seq_id)
             if sequence is None or chunk.seq_id in self._flying.dropped or row.error is not None:
                 continue
@@ -108,7 +110,7 @@ class Applying:
             row = self._result.rows[index]
             if (row.stopped or row.error is not None) and row.seq_id not in self._flying.dropped:
                 reason = FinishReason.STOP if row.error is None else FinishReason.FAILED
-                lacks_token = self._flying.plan.chunks[index].samples and row.num_new_tokens == 0
+                lacks_token = row.num_new_tokens == 0 and self._flying.chunks.at(index).samples
                 self._end(self._state.sequences[row.seq_id], reason, row.error, int(lacks_token))
         for sequence in self._flying.closing:
             if sequence.state is not SequenceState.FINISHED:
@@ -143,11 +145,10 @@ class Applying:
             state.batch_limit.restart_window()
             return None
         oldest = next(iter(state.lockstep.rows.values()))
-        tightest_s = min(state.class_policy(one).slo.tpot_s for one in state.lockstep.classes())
         waits = len(state.ready) + len(state.waiting) > 0
         is_binding = waits and state.num_running >= state.batch_limit.limit
         num_together = self._flying.plan.step - oldest.join_step
-        return state.batch_limit.step_applied(self._now, num_together, tightest_s, is_binding)
+        return state.batch_limit.step_applied(self._now, num_together, state.tightest_tpot_s, is_binding)
 
     def _event(
         self, kind: EventKind, reason: Reason, sequence: Sequence, numbers: dict[str, float | int | str]
@@ -162,23 +163,32 @@ def _check(state: State, result: StepResult) -> tuple[InFlight, list[int]]:
     if not state.in_flight:
         raise BadResult(f"a result for step {result.step}, but no step is in flight")
     flying = state.in_flight[0]
-    chunks, rows = flying.plan.chunks, result.rows
+    chunks, rows = flying.chunks, result.rows
     if result.step != flying.plan.step:
         raise BadResult(f"a result for step {result.step}; the oldest begun step is {flying.plan.step}")
     if len(rows) != len(chunks):
         raise BadResult(f"step {result.step} has {len(chunks)} chunks, its result {len(rows)} rows")
-    odd = [index for index, row in enumerate(rows) if row[1] != 1 or row[2] or row[3] is not None]
-    for index in (*odd, *range(flying.plan.num_lockstep, len(rows))):
-        _check_row(chunks[index], rows[index])
+    expected = chunks.decodes.expected
+    num_decodes = len(expected)
+    odd = list(compress(count(), map(ne, expected, rows)))
+    for index in odd:
+        _check_row(chunks.decodes.seq_ids[index], True, rows[index])
+    for chunk, row in zip(chunks.others, rows[num_decodes:], strict=True):
+        _check_row(chunk.seq_id, chunk.samples, row)
+    odd += [index for index in range(num_decodes, len(rows)) if _is_odd(rows[index])]
     return flying, odd
 
 
-def _check_row(chunk: Chunk, row: RowResult) -> None:
-    if row.seq_id != chunk.seq_id:
-        raise BadResult(f"a row for {row.seq_id} where the plan has {chunk.seq_id}: keep the order of the chunks")
+def _is_odd(row: RowResult) -> bool:
+    return row.num_new_tokens != 1 or row.stopped or row.error is not None
+
+
+def _check_row(seq_id: str, samples: bool, row: RowResult) -> None:
+    if row.seq_id != seq_id:
+        raise BadResult(f"a row for {row.seq_id} where the plan has {seq_id}: keep the order of the chunks")
     ended = row.stopped or row.error is not None
-    if row.num_new_tokens > chunk.samples or (row.num_new_tokens < chunk.samples and not ended):
-        raise BadResult(f"{row.num_new_tokens} tokens for {row.seq_id}; its chunk samples {int(chunk.samples)}")
+    if row.num_new_tokens > samples or (row.num_new_tokens < samples and not ended):
+        raise BadResult(f"{row.num_new_tokens} tokens for {row.seq_id}; its chunk samples {int(samples)}")
 
 
 def limit_event(change: LimitChange, now: float, reason: Reason | None = None) -> Event:

@@ -64,25 +64,27 @@ class BlockPool:
 
     def hold(self, blocks: Iterable[int], hits: int = 0) -> None:
         """One more holder for each; the first `hits` keep their content, the others are about to be overwritten."""
+        num_holders, empty = self._num_holders, self._empty
         for index, block in enumerate(blocks):
-            if self._num_holders[block] == 0:
-                self._take(block, keep=index < hits)
-            self._num_holders[block] += 1
+            if num_holders[block] == 0:
+                if block in empty:
+                    del empty[block]
+                else:
+                    self._take_cached(block, keep=index < hits)
+            num_holders[block] += 1
 
-    def _take(self, block: int, keep: bool) -> None:
-        if block in self._empty:
-            del self._empty[block]
-            return
+    def _take_cached(self, block: int, keep: bool) -> None:
         del self._cached[block]
         if not keep:
             del self._block_of[self._hash_of.pop(block)]
 
     def release(self, blocks: Sequence[int]) -> None:
         """One holder less for each; a prefix's last blocks are given up before its first ones."""
+        num_holders, hash_of = self._num_holders, self._hash_of
         for block in reversed(blocks):
-            self._num_holders[block] -= 1
-            if self._num_holders[block] == 0:
-                (self._cached if block in self._hash_of else self._empty)[block] = None
+            num_holders[block] -= 1
+            if num_holders[block] == 0:
+                (self._cached if block in hash_of else self._empty)[block] = None
 
     def register(self, block: int, block_hash: int) -> None:
         """The held block's content is known by this hash from now on, unless another block has it already."""

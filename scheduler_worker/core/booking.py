@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from scheduler_worker.core.chunks import StepChunks
 from scheduler_worker.core.plan import Chunk, EventKind, StepPlan, SwapIn
 from scheduler_worker.core.sequence import Sequence, SequenceState
 from scheduler_worker.core.state import InFlight, State
@@ -19,28 +20,29 @@ class StalePlan(RuntimeError):
 
 def book(state: State, plan: StepPlan) -> None:
     """Begin `plan`; raises `StalePlan` when the state has moved on since it was planned."""
-    _check(state, plan)
+    chunks = StepChunks.of(plan)
+    _check(state, plan, chunks)
     _leave_rows(state, plan)
     _take_out(state, plan)
-    flying = InFlight(plan)
+    flying = InFlight(plan, chunks)
     state.in_flight.append(flying)
     state.step = state.lockstep.step = state.ledger.step = plan.step
     cost = len(state.lockstep) * state.ledger.row_cost
-    _grow(state, plan)
+    _grow(state, chunks)
     _close(state, flying, state.lockstep.ending(plan.step))
     swap_ins = {one.seq_id: one for one in plan.swap_ins}
-    for chunk in plan.chunks[plan.num_lockstep :]:
+    for chunk in chunks.others:
         cost += _book_chunk(state, flying, chunk, swap_ins.get(chunk.seq_id))
     state.ledger.accrue_tier_credit(cost, state.policy.fairness.max_lead_tokens)
     state.notices.clear()
 
 
-def _check(state: State, plan: StepPlan) -> None:
+def _check(state: State, plan: StepPlan, chunks: StepChunks) -> None:
     if plan.step != state.step + 1:
         raise StalePlan(f"step {plan.step} cannot follow step {state.step}: begin plans in the order they were made")
     if plan.num_lockstep != len(state.lockstep) - _num_absent(state, plan):
         raise StalePlan(f"step {plan.step} was planned for other decoding sequences: plan again")
-    for chunk in plan.chunks[plan.num_lockstep :]:
+    for chunk in chunks.others:
         if chunk.seq_id not in state.ready.sequences and chunk.seq_id not in state.catching_up:
             raise StalePlan(f"step {plan.step} names {chunk.seq_id}, which cannot run any more: plan again")
 
@@ -110,10 +112,10 @@ def await_return(state: State, sequence: Sequence) -> None:
     state.ready.add(sequence)
 
 
-def _grow(state: State, plan: StepPlan) -> None:
-    if state.lockstep.has_due(plan.step):
-        for chunk in [chunk for chunk in plan.chunks[: plan.num_lockstep] if chunk[6]]:
-            state.hold(state.sequences[chunk.seq_id], chunk.new_blocks)
+def _grow(state: State, chunks: StepChunks) -> None:
+    seq_ids = chunks.decodes.seq_ids
+    for place, blocks in chunks.growth.items():
+        state.hold(state.sequences[seq_ids[place]], blocks)
 
 
 def _close(state: State, flying: InFlight, rows: list[Sequence]) -> None:

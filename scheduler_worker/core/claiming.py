@@ -60,9 +60,9 @@ class _Claims:
     def choose(self) -> list[str]:
         """Walk the line until slots or tokens are spoken for."""
         chosen: list[str] = []
-        if self._num_slots <= 0 and not self._somebody_is_pressed():
-            return chosen
         state = self._state
+        if self._num_slots <= 0 and not state.waiting.has_urgent(self._now, state.policy.step.rescue_within_s):
+            return chosen
         with Turns(state.waiting, state.ledger, state.policy, self._now, self._extra) as turns:
             self._take_from(islice(turns.pressing(), MAX_EXAMINED), turns, chosen)
             if self._num_slots > 0:
@@ -78,15 +78,6 @@ class _Claims:
             if self._wants(sequence):
                 chosen.append(sequence.seq_id)
                 turns.charge(sequence, start_cost(self._state, sequence, 0))
-
-    def _somebody_is_pressed(self) -> bool:
-        """Whether a waiting sequence is urgent: only such a one can do without a free slot."""
-        within_s = self._state.policy.step.rescue_within_s
-        for queue in self._state.waiting.classes.values():
-            first = queue.by_latest_start.first()
-            if first is not None and first.latest_start_at <= self._now + within_s:
-                return True
-        return False
 
     def _wants(self, sequence: Sequence) -> bool:
         urgent = is_urgent(sequence, self._now, self._state.policy.step.rescue_within_s)

@@ -113,6 +113,10 @@ class Account:
         """Service over weight once the steps up to `step` are charged."""
         return self._counter + self._per_step * (step - self._since)
 
+    def order(self, step: int) -> tuple[float, int]:
+        """Who has the least is next; ties end at the number."""
+        return self._counter + self._per_step * (step - self._since), self.number
+
     def service(self, step: int) -> float:
         """Cost tokens of service, before weighting."""
         return self._service + self._rows * self._row_cost * (step - self._since)
@@ -190,7 +194,7 @@ class Ledger:
 
     def order(self, account: Account) -> tuple[float, int]:
         """Least first; ties end at the arrival number (tenants) or the rank (classes)."""
-        return account.counter(self.step), account.number
+        return account.order(self.step)
 
     def counter(self, account: Account) -> float:
         """The account's counter at the last booked step."""

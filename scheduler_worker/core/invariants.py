@@ -94,7 +94,7 @@ def _check_counts(state: State) -> None:
 def _check_lockstep(state: State) -> None:
     """The wheel and the endings know every row once."""
     lockstep = state.lockstep
-    in_line = [chunk.seq_id for chunk in lockstep.chunks(lockstep.step + 1, {}, frozenset())]
+    in_line = lockstep.decode_rows(frozenset()).seq_ids
     assert sorted(in_line) == sorted(lockstep.rows), "the line and the rows disagree"
     in_wheel = sorted(seq_id for bucket in lockstep.buckets() for seq_id in bucket)
     assert in_wheel == sorted(lockstep.rows), "the wheel lost a row"

@@ -7,18 +7,19 @@ leaves, and comes back through the ordinary path of those that catch up.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Set
-from itertools import repeat
-from typing import Any, Final
+from collections.abc import Mapping, Set
+from typing import Any
 
-from scheduler_worker.core.plan import Chunk
+from scheduler_worker.core.chunks import Blocks, DecodeRows
+from scheduler_worker.core.plan import RowResult
 from scheduler_worker.core.sequence import Sequence
-
-NO_BLOCKS: Final[tuple[int, ...]] = ()
 
 
 class Lockstep:
-    """The decoding rows. `step` is the last booked step, `applied` the last whose result is known."""
+    """The decoding rows. `step` is the last booked step, `applied` the last whose result is known.
+
+    `classes` are those that have rows: the same value until one gets its first or loses its last.
+    """
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
@@ -26,11 +27,10 @@ class Lockstep:
         self._endings: dict[int, dict[str, Sequence]] = {}
         self._num_by_class: dict[str, int] = {}
         self._sum_offsets = 0
-        self._line: list[Sequence] = []
         self._index: dict[str, int] = {}
-        self._ids: list[str] = []
-        self._slots: list[int | None] = []
-        self._offsets: list[int] = []
+        self._columns: tuple[list[Any], ...] = tuple([] for _ in DecodeRows._fields)
+        self._frozen: DecodeRows | None = None
+        self.classes: tuple[str, ...] = ()
         self.rows: dict[str, Sequence] = {}
         self.step = 0
         self.applied = 0
@@ -50,7 +50,7 @@ class Lockstep:
         self._sum_offsets += sequence.offset
         self._wheel[-sequence.offset % self._block_size][sequence.seq_id] = sequence
         self._endings.setdefault(self._last_step(sequence), {})[sequence.seq_id] = sequence
-        self._num_by_class[sequence.class_id] = self._num_by_class.get(sequence.class_id, 0) + 1
+        self._count_in(sequence.class_id, 1)
 
     def leave(self, sequence: Sequence) -> None:
         """Back to explicit counts, as of the last booked step."""
@@ -62,44 +62,47 @@ class Lockstep:
         sequence.pending = pending
 
     def _enter_line(self, sequence: Sequence) -> None:
-        self._index[sequence.seq_id] = len(self._line)
-        self._line.append(sequence)
-        self._ids.append(sequence.seq_id)
-        self._slots.append(sequence.slot)
-        self._offsets.append(sequence.offset)
+        self._frozen = None
+        seq_id = sequence.seq_id
+        self._index[seq_id] = len(self._index)
+        row = (seq_id, sequence.slot, sequence.offset, RowResult(seq_id, 1), (seq_id, 1))
+        for column, value in zip(self._columns, row, strict=True):
+            column.append(value)
 
     def _leave_line(self, seq_id: str) -> None:
         """The last in line takes the empty place, so that leaving costs the same for everybody."""
+        self._frozen = None
         index = self._index.pop(seq_id)
-        last = self._line[-1]
-        if last.seq_id != seq_id:
-            self._index[last.seq_id] = index
-        columns: tuple[list[Any], ...] = (self._line, self._ids, self._slots, self._offsets)
-        for column in columns:
+        last_id = self._columns[0][-1]
+        if last_id != seq_id:
+            self._index[last_id] = index
+        for column in self._columns:
             column[index] = column[-1]
             column.pop()
 
-    def chunks(self, step: int, growth: Mapping[str, tuple[int, ...]], absent: Set[str]) -> list[Chunk]:
-        """Each row's token in this step, with the blocks that `growth` gives it; not for those `absent`.
+    def decode_rows(self, absent: Set[str]) -> DecodeRows:
+        """The rows but for those `absent`, by columns: the same value until a row joins or leaves."""
+        if self._frozen is None:
+            self._frozen = DecodeRows._make(tuple(column) for column in self._columns)
+        return self._frozen.without(absent) if absent else self._frozen
 
-        The columns are zipped because this runs for every row in every step.
-        """
-        positions = [offset + step for offset in self._offsets]
-        columns = zip(
-            self._ids, self._slots, positions, repeat(1), repeat(True), repeat(False), repeat(NO_BLOCKS), strict=False
-        )
-        chunks: list[Chunk] = list(map(tuple.__new__, repeat(Chunk), columns))
-        for seq_id, blocks in growth.items():
-            index = self._index[seq_id]
-            chunks[index] = chunks[index]._replace(new_blocks=blocks)
-        return [chunk for chunk in chunks if chunk.seq_id not in absent] if absent else chunks
+    def by_place(self, growth: Mapping[str, Blocks], rows: DecodeRows) -> dict[int, Blocks]:
+        """What grows, by its place in `rows`, which `decode_rows` has just returned; the absent do not grow."""
+        if rows is self._frozen:
+            return {self._index[seq_id]: blocks for seq_id, blocks in growth.items()}
+        return {place: growth[seq_id] for place, seq_id in enumerate(rows.seq_ids) if seq_id in growth}
 
     def change_class(self, sequence: Sequence, class_id: str) -> None:
         """The sequence, in lockstep or not, belongs to another class from now on."""
         if sequence in self:
-            self._num_by_class[sequence.class_id] -= 1
-            self._num_by_class[class_id] = self._num_by_class.get(class_id, 0) + 1
+            self._count_in(sequence.class_id, -1)
+            self._count_in(class_id, 1)
         sequence.class_id = class_id
+
+    def _count_in(self, class_id: str, change: int) -> None:
+        num_rows = self._num_by_class[class_id] = self._num_by_class.get(class_id, 0) + change
+        if num_rows == max(change, 0):
+            self.classes = tuple([one for one, num_rows in self._num_by_class.items() if num_rows])
 
     def _pending(self, sequence: Sequence) -> list[int]:
         earlier = [step for step in sequence.pending if self.applied < step < sequence.join_step]
@@ -110,7 +113,7 @@ class Lockstep:
         del self.rows[seq_id]
         self._leave_line(seq_id)
         self._sum_offsets -= sequence.offset
-        self._num_by_class[sequence.class_id] -= 1
+        self._count_in(sequence.class_id, -1)
         self._wheel[-sequence.offset % self._block_size].pop(seq_id)
         last_step = self._last_step(sequence)
         del self._endings[last_step][seq_id]
@@ -135,10 +138,6 @@ class Lockstep:
         """Rows by the step in which they book their last token."""
         return self._endings
 
-    def has_due(self, step: int) -> bool:
-        """Whether `due_blocks` may name rows."""
-        return bool(self._wheel[step % self._block_size])
-
     def ending(self, step: int) -> list[Sequence]:
         """Rows that book their last token in this step."""
         return list(self._endings.get(step, {}).values())
@@ -150,10 +149,6 @@ class Lockstep:
     def num_kv_tokens(self, step: int) -> int:
         """Context tokens that the rows read in this step."""
         return self._sum_offsets + (step + 1) * len(self.rows)
-
-    def classes(self) -> Iterable[str]:
-        """Classes that have rows."""
-        return (class_id for class_id, num_rows in self._num_by_class.items() if num_rows)
 
     def num_computed(self, sequence: Sequence) -> int:
         """Booked positions, in lockstep or not."""
@@ -169,11 +164,13 @@ class Lockstep:
 
     def num_generated(self, sequence: Sequence) -> int:
         """Output tokens that are known: booked less those in flight."""
-        applied = self.applied
-        if sequence not in self:
-            return sequence.num_sampled - sum(1 for step in sequence.pending if step > applied)
-        earlier = sum(1 for step in sequence.pending if applied < step < sequence.join_step)
-        return sequence.num_sampled + max(applied - sequence.join_step, -1) - earlier
+        applied, num_generated = self.applied, sequence.num_sampled
+        if self.rows.get(sequence.seq_id) is not sequence:
+            return num_generated - len([step for step in sequence.pending if step > applied])
+        joined = sequence.join_step
+        if applied >= joined:
+            return num_generated + applied - joined
+        return num_generated - 1 - len([step for step in sequence.pending if applied < step < joined])
 
     def is_outstanding(self, sequence: Sequence) -> bool:
         """Whether a step in flight names the sequence."""

@@ -15,13 +15,16 @@ MOSTLY: Final = 0.9
 class OutputLengths:
     """The last lengths of finished answers; `expected` is their p90, capped by what was asked for.
 
-    Where nearly all answers run to their limit, the limit itself is what to expect.
+    Where nearly all answers run to their limit, the limit itself is what to expect. `p90` is by nearest rank; a
+    prior until enough answers have ended.
     """
 
     def __init__(self) -> None:
         self._recent: deque[tuple[int, bool]] = deque()
         self._sorted: list[int] = []
         self._num_at_limit = 0
+        self._mostly_at_limit = False
+        self.p90 = PRIOR_TOKENS
 
     def observe(self, num_tokens: int, at_limit: bool = False) -> None:
         """An answer ended at this length; `at_limit` says that it was not allowed to be longer."""
@@ -32,16 +35,11 @@ class OutputLengths:
         self._recent.append((num_tokens, at_limit))
         self._num_at_limit += at_limit
         insort(self._sorted, num_tokens)
-
-    @property
-    def p90(self) -> int:
-        """The nearest-rank p90; a prior until enough answers have ended."""
-        if len(self._sorted) < NUM_NEEDED:
-            return PRIOR_TOKENS
-        return self._sorted[-(-len(self._sorted) * 9 // 10) - 1]
+        num_known = len(self._sorted)
+        if num_known >= NUM_NEEDED:
+            self.p90 = self._sorted[-(-num_known * 9 // 10) - 1]
+            self._mostly_at_limit = self._num_at_limit >= MOSTLY * num_known
 
     def expected(self, max_tokens: int) -> int:
         """The length to reckon with for a request that allows `max_tokens`."""
-        if len(self._sorted) >= NUM_NEEDED and self._num_at_limit >= MOSTLY * len(self._sorted):
-            return max_tokens
-        return min(max_tokens, self.p90)
+        return max_tokens if self._mostly_at_limit or max_tokens < self.p90 else self.p90

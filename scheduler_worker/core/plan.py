@@ -6,7 +6,7 @@ printed, compared and replayed; the executor needs nothing else. Times are secon
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
@@ -85,6 +85,7 @@ class StepShape:
 class StepPlan:
     """One forward pass. The executor copies out, copies in, then computes the chunks, in this order.
 
+    `chunks` is a tuple, or the core's `StepChunks`, which is like one and also has its decoding rows by columns.
     `evicted` names sequences whose slot and blocks are gone without a checkpoint (to be recomputed on return).
 
     The rest is for the booking: the first `num_lockstep` chunks are decodes that only advance; `stalled` decodes get
@@ -95,7 +96,7 @@ class StepPlan:
     step: int
     policy_version: int
     planned_at: float
-    chunks: tuple[Chunk, ...]
+    chunks: Sequence[Chunk]
     swap_outs: tuple[SwapOut, ...] = ()
     swap_ins: tuple[SwapIn, ...] = ()
     evicted: tuple[str, ...] = ()

@@ -157,6 +157,19 @@ class ClassQueues:
             del queue.tenants[sequence.tenant]
         self._ledger.queued(sequence, -1)
 
+    def presses(self, now: float, within_s: float) -> bool:
+        """Whether somebody goes ahead of the turn: starves, or is about to miss a TTFT objective."""
+        return self.has_urgent(now, within_s) or any(
+            (first := queue.by_age.first()) is not None and first.tier_at <= now for queue in self.classes.values()
+        )
+
+    def has_urgent(self, now: float, within_s: float) -> bool:
+        """Whether somebody may be about to miss a TTFT objective; after `advance`."""
+        return any(
+            (first := queue.by_latest_start.first()) is not None and first.latest_start_at <= now + within_s
+            for queue in self.classes.values()
+        )
+
     def advance(self, now: float) -> None:
         """Those that can no longer meet their TTFT objective go behind those that can."""
         for queue in self.classes.values():

@@ -10,10 +10,13 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from scheduler_worker.core.batch_limit import BatchLimit
 from scheduler_worker.core.block_pool import BlockPool
+from scheduler_worker.core.chunks import StepChunks
 from scheduler_worker.core.cost_model import CostModel
 from scheduler_worker.core.fairness import Ledger
 from scheduler_worker.core.growth import rest_of
@@ -28,9 +31,13 @@ from scheduler_worker.core.sequence import FinishReason, Sequence, SequenceHeade
 
 @dataclass(slots=True)
 class InFlight:
-    """A begun plan. `dropped`: its tokens for these are worth nothing; `closing`: it books their last token."""
+    """A begun plan and its chunks.
+
+    `dropped`: its tokens for these are worth nothing; `closing`: it books their last token.
+    """
 
     plan: StepPlan
+    chunks: StepChunks
     dropped: set[str] = field(default_factory=set)
     closing: list[Sequence] = field(default_factory=list)
 
@@ -63,11 +70,13 @@ class State:
         self.num_checkpoint_blocks = 0
         self.outputs: dict[str, OutputLengths] = {}
         self._classes = {one.id: one for one in policy.classes}
+        self._tightest: tuple[tuple[str, ...], float] | None = None
 
     def use_policy(self, policy: Policy, version: int) -> None:
         """Take over the rules; sequences keep their places until they are asked to move."""
         self.policy, self.policy_version = policy, version
         self._classes = {one.id: one for one in policy.classes}
+        self._tightest = None
         self.ledger.set_policy(policy)
         self.batch_limit.set_rules(policy.batch_limit)
 
@@ -96,6 +105,14 @@ class State:
     def token_budget(self) -> int:
         """Tokens of one step at most."""
         return min(self.policy.step.max_num_batched_tokens, self.max_step_tokens)
+
+    @property
+    def tightest_tpot_s(self) -> float:
+        """The tightest TPOT objective of the classes that decode, of which there is one at least."""
+        classes = self.lockstep.classes
+        if self._tightest is None or self._tightest[0] is not classes:
+            self._tightest = classes, min(self._classes[one].slo.tpot_s for one in classes)
+        return self._tightest[1]
 
     def output_lengths(self, class_id: str) -> OutputLengths:
         """What is known of the class's answers."""
@@ -229,13 +246,14 @@ def yielding(state: State, by_rank: int, now: float) -> list[Sequence]:
     """Running sequences that may yield to one of rank `by_rank`. Rows are looked at from the latest to join back to
     the first that has decoded for longer than any class lets a victim."""
     most = max(one.preemption.max_generated_tokens for one in state.policy.classes)
-    found = [one for one in state.catching_up.values() if refusal(state, one, by_rank, now) is None]
-    for sequence in reversed(state.lockstep.rows.values()):
-        if state.lockstep.applied - sequence.join_step > most:
-            break
-        if refusal(state, sequence, by_rank, now) is None:
-            found.append(sequence)
-    return found
+    rows = [*state.catching_up.values(), *_latest_to_join(state.lockstep, most)]
+    return [one for one in rows if one.rank > by_rank and refusal(state, one, by_rank, now) is None]
+
+
+def _latest_to_join(lockstep: Lockstep, num_steps: int) -> Iterator[Sequence]:
+    """Rows that have decoded for at most so many applied steps, the latest first."""
+    since = lockstep.applied - num_steps
+    return takewhile(lambda one: one.join_step >= since, reversed(lockstep.rows.values()))
 
 
 def _gap(sequence: Sequence) -> int:

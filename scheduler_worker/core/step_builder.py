@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import Final
 
-from scheduler_worker.core.growth import Growth
-from scheduler_worker.core.lockstep import NO_BLOCKS
+from scheduler_worker.core.chunks import NO_BLOCKS, StepChunks
+from scheduler_worker.core.growth import Growth, Rest
 from scheduler_worker.core.plan import (
     Chunk,
     Event,
@@ -62,7 +62,7 @@ class StepBuilder:
         self._blocked: list[Sequence] = []
         self._growth_ahead: Growth | None = None
         self._num_started_blocks = 0
-        self._started: list[tuple[int, int]] = []
+        self._started: list[Sequence] = []
         self._yielders: list[Sequence] | None = None
         self._num_prefill = self._num_single = self._num_kv = self._num_pairs = 0
 
@@ -74,8 +74,9 @@ class StepBuilder:
         self._take_vacated()
         self._plan_decodes()
         self._num_rows = state.num_running - len(self._absent) + len(self._stalled)
-        self._budget = self._prefill_budget()
         if state.catching_up or len(state.ready):
+            self._budget = self._prefill_budget()
+            self._row_limit = state.row_limit
             self._plan_the_rest()
         return self._plan()
 
@@ -129,10 +130,12 @@ class StepBuilder:
 
     def _plan_decodes(self) -> None:
         self._stall_beyond_budget()
-        due = [one for one in self._state.lockstep.due_blocks(self._step) if self._runs(one)]
+        due = self._state.lockstep.due_blocks(self._step)
+        if self._absent:
+            due = [one for one in due if self._runs(one)]
         if len(due) > self._draft.num_available:
             due = self._make_room(due)
-        self._draft.num_promised -= sum(1 for one in due if one.promised_blocks > len(one.blocks))
+        self._draft.num_promised -= len([one for one in due if one.promised_blocks > len(one.blocks)])
         for sequence, block in zip(due, self._draft.take(len(due)), strict=True):
             self._growth[sequence.seq_id] = (block,)
 
@@ -181,9 +184,8 @@ class StepBuilder:
         budget = state.token_budget - num_decodes
         if num_decodes == 0 or budget <= 0:
             return max(budget, 0)
-        tightest_s = min(state.class_policy(one).slo.tpot_s for one in state.lockstep.classes())
         shape = StepShape(num_decodes, 0, state.lockstep.num_kv_tokens(self._step))
-        left_s = CHUNK_HEADROOM * tightest_s - state.cost_model.predict(shape)
+        left_s = CHUNK_HEADROOM * state.tightest_tpot_s - state.cost_model.predict(shape)
         token_s = max(state.cost_model.prefill_token_s(state.policy.step.max_chunk_tokens), MIN_TOKEN_S)
         if left_s < budget * token_s:
             affordable = int(left_s / token_s) if left_s > 0.0 else 0
@@ -196,7 +198,7 @@ class StepBuilder:
         behind = sorted((one for one in self._state.catching_up.values() if self._runs(one)), key=self._key)
         oldest, reserved = self._reserve_for_longest_resident(behind)
         self._budget -= reserved
-        if len(self._state.ready):
+        if self._has_slot() or self._state.ready.presses(self._now, self._state.policy.step.rescue_within_s):
             with Turns(self._state.ready, self._state.ledger, self._state.policy, self._now) as turns:
                 self._share(behind, turns)
         else:
@@ -237,10 +239,11 @@ class StepBuilder:
         queue = iter(behind)
         sequence = next(queue, None)
         for candidate, reason in self._in_line(turns):
-            key = self._key(candidate) if reason is not Reason.STARVING else (0, 0, 0.0, 0)
-            while sequence is not None and self._budget > 0 and self._key(sequence) < key:
-                self._grant(sequence, self._budget)
-                sequence = next(queue, None)
+            if sequence is not None:
+                key = self._key(candidate) if reason is not Reason.STARVING else (0, 0, 0.0, 0)
+                while sequence is not None and self._budget > 0 and self._key(sequence) < key:
+                    self._grant(sequence, self._budget)
+                    sequence = next(queue, None)
             if self._budget <= 0 or not self._consider(candidate, reason, turns):
                 break
         if sequence is not None and self._budget > 0 and self._runs(sequence):
@@ -312,14 +315,14 @@ class StepBuilder:
         return True
 
     def _has_slot(self) -> bool:
-        return bool(self._slots) and self._num_rows < self._state.row_limit
+        return bool(self._slots) and self._num_rows < self._row_limit
 
     def _blocks_missing(self, candidate: Sequence) -> tuple[list[int], int]:
         """Its prefix hits, and how many blocks it lacks beyond what is free and not promised."""
         hits: list[int] = []
-        if candidate.checkpoint_blocks == 0:
+        if candidate.hashes and candidate.checkpoint_blocks == 0:
             hits = self._draft.match(candidate.hashes, (candidate.num_tokens - 1) // self._state.capacity.block_size)
-        by_hits = len(hits) - self._draft.num_idle(hits)
+        by_hits = len(hits) - self._draft.num_idle(hits) if hits else 0
         missing = self._state.blocks_promised_to(candidate) - by_hits - self._draft.num_unpromised
         if missing > 0 and (self._is_alone() or self._fits_as_others_end(candidate)):
             missing = self._state.pool.blocks_for(candidate.num_tokens) - by_hits - self._draft.num_available
@@ -328,18 +331,20 @@ class StepBuilder:
     def _fits_as_others_end(self, candidate: Sequence) -> bool:
         """Whether its growth fits into what others give back in time, though not all growth at once does."""
         if self._growth_ahead is None:
-            rows = [(self._state.rest_of(one), self._num_tokens(one)) for one in self._holding()]
-            self._growth_ahead = Growth(self._state.capacity.block_size, [*rows, *self._started])
+            rows = [self._rest(one) for one in (*self._holding(), *self._started)]
+            self._growth_ahead = Growth(self._state.capacity.block_size, rows)
         room = self._draft.num_available + sum(len(one.blocks) for one in self._holding()) + self._num_started_blocks
-        return self._growth_ahead.peak_with(self._state.rest_of(candidate), candidate.num_tokens) <= room
+        return self._growth_ahead.peak_with(*self._rest(candidate)) <= room
 
     def _holding(self) -> Iterator[Sequence]:
         """Running sequences that keep their blocks in this step."""
         for rows in (self._state.lockstep.rows, self._state.catching_up):
             yield from (one for one in rows.values() if one.seq_id not in self._parked)
 
-    def _num_tokens(self, sequence: Sequence) -> int:
-        return sequence.num_prompt_tokens + self._state.lockstep.num_sampled(sequence)
+    def _rest(self, sequence: Sequence) -> Rest:
+        """Tokens that it is expected to make yet, and those that it has."""
+        num_sampled = self._state.lockstep.num_sampled(sequence)
+        return self._state.rest_of(sequence), sequence.num_prompt_tokens + num_sampled
 
     def _is_alone(self) -> bool:
         return self._num_rows == 0 and not self._state.closing and not self._state.limbo
@@ -359,7 +364,7 @@ class StepBuilder:
 
     def _may_pass_the_blocked(self) -> bool:
         """Each start ahead of a blocked head is a bypass of it."""
-        return all(
+        return not self._blocked or all(
             head.num_bypasses + self._bypassed.count(head.seq_id) < self._max_bypasses for head in self._blocked
         )
 
@@ -375,9 +380,9 @@ class StepBuilder:
         self._draft.num_promised -= state.pool.blocks_for(start + num_tokens)
         fresh = self._draft.take(state.pool.blocks_for(start + num_tokens) - len(hits))
         self._num_started_blocks += len(hits) + len(fresh)
-        self._started.append((state.rest_of(candidate), candidate.num_tokens))
+        self._started.append(candidate)
         if self._growth_ahead is not None:
-            self._growth_ahead.add(*self._started[-1])
+            self._growth_ahead.add(*self._rest(candidate))
         self._say_started(candidate, reason, start)
         cost = start_cost(state, candidate, start)
         if candidate.checkpoint_blocks:
@@ -483,27 +488,28 @@ class StepBuilder:
         )
 
     def _plan(self) -> StepPlan | None:
-        decodes = self._state.lockstep.chunks(self._step, self._growth, self._absent)
-        if not decodes and not self._chunks:
+        lockstep = self._state.lockstep
+        decodes = lockstep.decode_rows(self._absent)
+        num_decodes = len(decodes.seq_ids)
+        if not num_decodes and not self._chunks:
             return None
-        num_kv = self._num_kv + self._state.lockstep.num_kv_tokens(self._step)
-        if len(decodes) < len(self._state.lockstep):
-            kept = [chunk.start + 1 for chunk in decodes]
-            num_kv = self._num_kv + sum(kept)
-        num_rows = len(decodes) + self._num_single
-        shape = StepShape(num_rows, self._num_prefill, num_kv, self._num_pairs)
+        num_kv = self._num_kv + lockstep.num_kv_tokens(self._step)
+        if num_decodes < len(lockstep):
+            num_kv = self._num_kv + sum(decodes.offsets) + (self._step + 1) * num_decodes
+        growth = lockstep.by_place(self._growth, decodes)
+        shape = StepShape(num_decodes + self._num_single, self._num_prefill, num_kv, self._num_pairs)
         return StepPlan(
             step=self._step,
             policy_version=self._state.policy_version,
             planned_at=self._now,
-            chunks=(*decodes, *self._chunks),
+            chunks=StepChunks(self._step, decodes, growth, tuple(self._chunks)),
             swap_outs=tuple(self._swap_outs),
             swap_ins=tuple(self._swap_ins),
             evicted=tuple(self._evicted),
             shape=shape,
             predicted_s=self._state.cost_model.predict(shape),
             events=tuple(self._events),
-            num_lockstep=len(decodes),
+            num_lockstep=num_decodes,
             stalled=tuple(self._stalled),
             yielding=tuple(self._yielding),
             bypassed=tuple(self._bypassed),

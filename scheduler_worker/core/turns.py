@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from heapq import heappop, heappush, heapreplace, merge
+from itertools import takewhile
 
 from scheduler_worker.core.fairness import ClassAccount, Ledger
 from scheduler_worker.core.plan import Reason
@@ -39,7 +40,7 @@ class Turns:
         self._policy = policy
         self._now = now
         self._extra: Extra = dict(extra or {})
-        self._tenant_extra: dict[tuple[str, str], float] = {}
+        self._tenant_extra: dict[str, Extra] = {}
         self._taken: set[str] = set()
         self._classes = [queue_id for queue_id, queue in queues.classes.items() if len(queue)]
         self._class_turns: dict[str, _ClassTurn] = {}
@@ -77,8 +78,8 @@ class Turns:
         """The sequence was granted service of this cost."""
         account, tenant = self._ledger.accounts_of(sequence)
         self._extra[account.key] = self._extra.get(account.key, 0.0) + cost / account.weight
-        key = (account.key, tenant.key)
-        self._tenant_extra[key] = self._tenant_extra.get(key, 0.0) + cost / tenant.weight
+        granted = self._tenant_extra.setdefault(account.key, {})
+        granted[tenant.key] = granted.get(tenant.key, 0.0) + cost / tenant.weight
 
     def _may(self, sequence: Sequence, reason: Reason) -> bool:
         account = self._ledger.accounts_of(sequence)[0]
@@ -94,27 +95,29 @@ class Turns:
     def _walk_starving(self) -> Iterator[Sequence]:
         if not self._policy.starvation.enabled:
             return iter(())
-        walks = [self._starving_in(self._queues.classes[class_id]) for class_id in self._classes]
-        return merge(*walks, key=lambda sequence: (sequence.bound_at, sequence.number))
+        queues = [self._queues.classes[class_id] for class_id in self._classes]
+        walks = [self._starving_in(one) for one in queues if self._starves(one.by_age.first())]
+        return merge(*walks, key=lambda sequence: (sequence.bound_at, sequence.number)) if walks else iter(())
+
+    def _starves(self, sequence: Sequence | None) -> bool:
+        return sequence is not None and sequence.tier_at <= self._now
 
     def _starving_in(self, queue: ClassQueue) -> Iterator[Sequence]:
-        first = queue.by_age.first()
-        if first is None or first.tier_at > self._now:
-            return
-        for sequence in queue.by_age.in_order():
-            if sequence.tier_at > self._now:
-                return
-            yield sequence
+        return takewhile(self._starves, queue.by_age.in_order())
 
     def _walk_urgent(self) -> Iterator[Sequence]:
         within_s = self._policy.step.rescue_within_s
+        until = self._now + within_s
         queues = [self._queues.classes[class_id] for class_id in self._classes]
-        for queue in sorted(queues, key=_rank_of):
-            first = queue.by_latest_start.first()
-            if first is None or first.latest_start_at > self._now + within_s:
-                continue
+        firsts = [one.by_latest_start.first() for one in queues]
+        pressed = [
+            queue
+            for queue, first in zip(queues, firsts, strict=True)
+            if first is not None and first.latest_start_at <= until
+        ]
+        for queue in sorted(pressed, key=_rank_of):
             for sequence in queue.by_latest_start.in_order():
-                if sequence.latest_start_at > self._now + within_s:
+                if sequence.latest_start_at > until:
                     break
                 if is_urgent(sequence, self._now, within_s):
                     yield sequence
@@ -135,9 +138,9 @@ class Turns:
     def _turn_of(self, class_id: str) -> _ClassTurn:
         turn = self._class_turns.get(class_id)
         if turn is None:
-            account = self._ledger.classes[class_id]
             queue = self._queues.classes[class_id]
-            turn = self._class_turns[class_id] = _ClassTurn(self._ledger, account, queue, self._tenant_extra)
+            granted = self._tenant_extra.setdefault(class_id, {})
+            turn = self._class_turns[class_id] = _ClassTurn(self._ledger, queue, granted)
         return turn
 
 
@@ -149,11 +152,8 @@ def _rank_of(queue: ClassQueue) -> int:
 class _ClassTurn:
     """The tenants of one class in turn. Tenants looked at are out of the class's heap until `restore`."""
 
-    def __init__(
-        self, ledger: Ledger, account: ClassAccount, queue: ClassQueue, extra: dict[tuple[str, str], float]
-    ) -> None:
+    def __init__(self, ledger: Ledger, queue: ClassQueue, extra: Extra) -> None:
         self._ledger = ledger
-        self._class_id = account.key
         self._queue = queue
         self._extra = extra
         self._out: list[TenantQueue] = []
@@ -161,7 +161,7 @@ class _ClassTurn:
 
     def _order(self, tenant: TenantQueue) -> tuple[float, int]:
         counter, number = self._ledger.order(tenant.account)
-        return counter + self._extra.get((self._class_id, tenant.account.key), 0.0), number
+        return counter + self._extra.get(tenant.account.key, 0.0), number
 
     def next(self, taken: set[str]) -> Sequence | None:
         """The next sequence of the tenant with the least counter."""
