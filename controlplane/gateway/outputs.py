@@ -48,15 +48,20 @@ class OutputReader:
         self._last_id = last_id
         self._finishing: dict[str, str] = {}
         self._trimmed_to = ""
+        self._is_stopped = False
 
     async def run(self) -> None:
-        """Read until cancelled; a Redis that is away is waited for."""
-        while True:
+        """Read until stopped or cancelled; a Redis that is away is waited for."""
+        while not self._is_stopped:
             try:
                 await self.read_once()
             except RedisError as error:
                 logger.error("the output stream of %s cannot be read: %s", self.gateway, error)
                 await asyncio.sleep(RETRY_S)
+
+    def stop(self) -> None:
+        """End with the read under way, also where a cancellation is lost in it."""
+        self._is_stopped = True
 
     async def read_once(self) -> int:
         """Handle what is there, waiting up to `BLOCK_MS` for the first; how many entries there were."""

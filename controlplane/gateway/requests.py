@@ -124,6 +124,7 @@ class Requests:
     def unfollow(self, gateway: str) -> OutputReader:
         """Read it no more."""
         reader, task = self._readers.pop(gateway)
+        reader.stop()
         task.cancel()
         return reader
 

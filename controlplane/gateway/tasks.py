@@ -9,6 +9,7 @@ from typing import Any, Final
 
 logger = logging.getLogger(__name__)
 RESTART_S: Final = 0.5
+CANCEL_AGAIN_S: Final = 0.2
 
 
 class Tasks:
@@ -29,10 +30,15 @@ class Tasks:
         return self.spawn(_supervised(name, job))
 
     async def stop(self) -> None:
-        """Cancel all and wait for them."""
-        for task in list(self._running):
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        """Cancel all and wait for them.
+
+        A cancellation that comes just as a library's own timeout ends can be taken for that timeout, and a loop
+        then goes on: it is cancelled until it ends.
+        """
+        while self._running:
+            for task in list(self._running):
+                task.cancel()
+            await asyncio.wait(list(self._running), timeout=CANCEL_AGAIN_S)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         self._running.discard(task)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import socket
+import sys
 import threading
 import time
+import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -102,7 +106,15 @@ class Gateway:
     def stop(self) -> None:
         self.server.should_exit = True
         self.thread.join(timeout=30)
-        assert not self.thread.is_alive()
+        assert not self.thread.is_alive(), self._where_it_hangs()
+
+    def _where_it_hangs(self) -> str:
+        text = io.StringIO()
+        for task in asyncio.all_tasks(self.runtime.loop):
+            task.print_stack(file=text)
+        for name, frame in sys._current_frames().items():
+            text.write(f"thread {name}:\n{''.join(traceback.format_stack(frame))}")
+        return text.getvalue()
 
 
 def free_port() -> int:
