@@ -23,7 +23,7 @@ export const theme = createTheme({
     NumberInput: { defaultProps: { size: 'xs', hideControls: true } },
     Select: { defaultProps: { size: 'xs', comboboxProps: { shadow: 'md' } } },
     Textarea: { defaultProps: { size: 'xs' } },
-    Modal: { defaultProps: { transitionProps: { duration: 100 }, centered: true } },
+    Modal: { defaultProps: { transitionProps: { duration: 100 }, centered: true, closeButtonProps: { 'aria-label': 'Close' } } },
     Tooltip: { defaultProps: { transitionProps: { duration: 0 } } },
   },
 });
