@@ -9,7 +9,7 @@ import { fileURLToPath } from 'node:url';
 import type { Duplex } from 'node:stream';
 import type { Connect, Plugin } from 'vite';
 import type { Document } from '../src/lib/document';
-import { history, setScenario, snapshot } from './scenario.ts';
+import { history, orderDrain, setScenario, snapshot } from './scenario.ts';
 
 interface Version {
   version: number;
@@ -112,8 +112,15 @@ function rest(route: string, body: Record<string, unknown>, request: IncomingMes
     case 'POST playground/key':
       return json(response, 200, { key: 'k', classes: ['high', 'medium', 'low'] });
     default:
-      return rollback(route, body, response);
+      return drain(route, response) || rollback(route, body, response);
   }
+}
+
+function drain(route: string, response: ServerResponse): boolean {
+  const [, method, worker] = /^(POST|DELETE) fleet\/workers\/([^/]+)\/drain$/.exec(route) ?? [];
+  if (worker === undefined) return false;
+  orderDrain(worker, method === 'POST');
+  return json(response, 202, { id: worker, draining: method === 'POST' });
 }
 
 function rollback(route: string, body: Record<string, unknown>, response: ServerResponse): boolean {

@@ -7,6 +7,13 @@ let scenario: Scenario = 'broken';
 let silentSince = 0;
 let number = 0;
 
+const drained = new Set<string>();
+
+export function orderDrain(worker: string, drains: boolean): void {
+  if (drains) drained.add(worker);
+  else drained.delete(worker);
+}
+
 export function setScenario(name: string): void {
   scenario = name as Scenario;
   silentSince = Date.now() / 1000;
@@ -150,7 +157,7 @@ function worker(id: string, index: number, now: number, version: number): Worker
   const running = [47, 52, 44, 49][index]!;
   return {
     id,
-    state: isSilent ? 'silent' : 'live',
+    state: isSilent ? 'silent' : drained.has(id) ? 'draining' : 'live',
     seen_at: isSilent ? silentSince - 3 : now - 0.2 - index * 0.1,
     lease_ends_at: isSilent ? silentSince + 7 : now + 9,
     device: {

@@ -75,6 +75,19 @@ def test_a_lost_connection_is_visible_at_once_and_mends_itself(open_live: Open, 
     expect(page.get_by_text("Connection lost", exact=False)).to_have_count(0)
 
 
+def test_a_worker_is_drained_and_resumed_from_its_row(open_live: Open) -> None:
+    page = open_live(scenario="calm")
+    page.get_by_role("button", name="Drain node1-gpu0").click()
+    expect(page.get_by_text("goes to the other 3 workers", exact=False)).to_be_visible()
+    assert ui.accessibility_mistakes(page) == []
+    page.get_by_role("dialog").get_by_role("button", name="Drain node1-gpu0").click()
+    row = page.locator("tr", has_text="node1-gpu0")
+    expect(row.locator("[data-worker-state=draining]")).to_contain_text("draining,")
+    page.get_by_role("button", name="Resume node1-gpu0").click()
+    page.get_by_role("dialog").get_by_role("button", name="Resume node1-gpu0").click()
+    expect(row.locator("[data-worker-state=live]")).to_be_visible()
+
+
 def test_a_silent_worker_is_not_a_broken_promise(open_live: Open) -> None:
     page = open_live(scenario="silent")
     assert ui.verdict(page) == "kept"

@@ -3,10 +3,12 @@
 import type { LiveSnapshot, Point, WorkerLive } from '../../api/live';
 import { Panel } from '../../components/Panel';
 import { Term } from '../../components/Term';
+import { drainState } from '../../lib/drain';
 import { bytes, count, latencyText, significant, watts, wholePercent } from '../../lib/format';
 import { kvShare } from '../../lib/lanes';
 import { age, utc } from '../../lib/time';
 import { useLiveClock, usePanelState } from './clock';
+import { DrainButton } from './DrainButton';
 import { Sparkline } from './Sparkline';
 
 export function Workers({ snapshot, points }: { snapshot: LiveSnapshot; points: readonly Point[] }) {
@@ -53,6 +55,9 @@ export function Workers({ snapshot, points }: { snapshot: LiveSnapshot; points: 
               {note}
             </th>
             <th className="r">Seen</th>
+            <th>
+              <span className="sr">Order</span>
+            </th>
           </tr>
         </thead>
         <tbody>
@@ -72,7 +77,7 @@ function WorkerRow({ worker, snapshot, points }: { worker: WorkerLive; snapshot:
   const mark = areEstimates(snapshot.workers) ? '' : estimated(worker);
   const isBehind = snapshot.policy_version !== null && worker.policy_version !== snapshot.policy_version;
   return (
-    <tr className={worker.state === 'live' ? '' : 'gone'}>
+    <tr className={worker.state === 'live' || worker.state === 'draining' ? '' : 'gone'}>
       <td>
         <b className="id">{worker.id}</b> <span className="k hide-m device" title={device.name}>{deviceName(device.name)}</span>
       </td>
@@ -112,6 +117,9 @@ function WorkerRow({ worker, snapshot, points }: { worker: WorkerLive; snapshot:
       <td className="r" data-label="Seen">
         <Seen worker={worker} />
       </td>
+      <td className="r act">
+        <DrainButton worker={worker} snapshot={snapshot} />
+      </td>
     </tr>
   );
 }
@@ -139,7 +147,12 @@ function Unknown() {
 function Seen({ worker }: { worker: WorkerLive }) {
   const { now } = useLiveClock();
   const words = age(now - worker.seen_at);
-  return <span title={utc(worker.seen_at)}>{worker.state === 'live' ? words : `${worker.state}, ${words} ago`}</span>;
+  const silence = `${worker.state}, ${words} ago`;
+  return (
+    <span title={utc(worker.seen_at)} data-worker-state={worker.state}>
+      {worker.state === 'live' ? words : worker.state === 'draining' ? drainState(worker) : silence}
+    </span>
+  );
 }
 
 function deviceName(name: string): string {

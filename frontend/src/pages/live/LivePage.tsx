@@ -17,7 +17,7 @@ import { Energy, Workers } from './Fleet';
 import { Lanes } from './Lanes';
 import { PromiseCards } from './PromiseCards';
 import { Throughput } from './Throughput';
-import { SilentWorkers, VerdictPanel } from './VerdictPanel';
+import { AllDrain, SilentWorkers, VerdictPanel } from './VerdictPanel';
 
 const SPANS = [
   ['900', '15 min'],
@@ -66,6 +66,7 @@ function Content({ snapshot, points }: { snapshot: LiveSnapshot; points: readonl
   if (isUnused) {
     return (
       <>
+        <AllDrain snapshot={snapshot} />
         <SilentWorkers snapshot={snapshot} />
         <FirstSteps snapshot={snapshot} />
         <Workers snapshot={snapshot} points={points} />
@@ -74,6 +75,7 @@ function Content({ snapshot, points }: { snapshot: LiveSnapshot; points: readonl
   }
   return (
     <>
+      <AllDrain snapshot={snapshot} />
       <SilentWorkers snapshot={snapshot} />
       <VerdictPanel snapshot={snapshot} />
       <PromiseCards snapshot={snapshot} points={points} />

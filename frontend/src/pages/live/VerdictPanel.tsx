@@ -5,6 +5,7 @@ import { Age } from '../../components/Age';
 import { Glyph } from '../../components/ClassName';
 import { Icon } from '../../components/Icon';
 import { Link } from '../../components/Link';
+import { allDrain } from '../../lib/drain';
 import type { PanelState } from '../../lib/panelState';
 import { isOld } from '../../lib/panelState';
 import { clock, duration, instant, utc } from '../../lib/time';
@@ -150,4 +151,18 @@ export function SilentWorkers({ snapshot }: { snapshot: LiveSnapshot }) {
         </section>
       );
     });
+}
+
+/** Nobody broke anything, and yet every new request is refused. */
+export function AllDrain({ snapshot }: { snapshot: LiveSnapshot }) {
+  if (!allDrain(snapshot)) return null;
+  return (
+    <section className="panel silent" aria-label="Every worker is draining">
+      <Icon name="off" />
+      <div>
+        <h2>Every worker is draining</h2>
+        <p>{words.noWorkerLine(snapshot)}</p>
+      </div>
+    </section>
+  );
 }
