@@ -37,7 +37,7 @@ DEFAULT_MODEL_NAME = "smollm2-135m-instruct"
 READY_TIMEOUT_S = 180.0
 CHECK_INTERVAL_S = 0.5
 PYTHON = sys.executable
-REMEDY = "Its objectives may be far too lenient; when the machine is quiet, start with --recalibrate."
+REMEDY = "The policy's objectives may be far too lenient; when the machine is quiet, start with --recalibrate."
 
 
 class Demo:
