@@ -124,6 +124,8 @@ class Sampler:
         self._vocab_size = vocab_size
         self._device = device
         self._needs = np.zeros(num_slots, dtype=np.int64)
+        self._needy: set[int] = set()
+        self._every = np.arange(num_slots)
         self._seeds = np.zeros(num_slots, dtype=np.uint64)
         self._temperature = np.ones(num_slots, dtype=np.float32)
         self._top_p = np.ones(num_slots, dtype=np.float32)
@@ -142,6 +144,7 @@ class Sampler:
         s = sequence.sampling
         need = needs(s)
         self._needs[slot] = need
+        (self._needy.add if need else self._needy.discard)(slot)
         self._seeds[slot] = sequence.seed
         self._temperature[slot] = s.temperature
         self._top_p[slot] = s.top_p
@@ -160,10 +163,21 @@ class Sampler:
     def sample(self, logits: torch.Tensor, rows: SampleRows, likeliest: Sampled | None = None) -> Sampled:
         """The next token of each row of `logits` `[rows, vocab]`. Rows that do not sample get an unused
         one. `likeliest`: each row's likeliest token, where it is known already."""
-        needed = self._needs[rows.slots]
-        if not needed.any():
-            return likeliest or Sampled(*_likeliest(logits))
+        if not self._needy or not (needed := self._needs[rows.slots]).any():
+            return likeliest or Sampled(*self._likeliest(logits))
         return self._sample_by_need(logits.float(), rows, np.where(rows.samples, needed, 0))
+
+    def _likeliest(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and logits of each row's likeliest token; where a row holds NaN, its logit is NaN.
+
+        On the CPU numpy's argmax is about ten times faster than torch's.
+        """
+        if self._device.type != "cpu":
+            peaks, ids = logits.max(-1)
+            return ids, peaks
+        scores = logits.numpy() if logits.dtype is torch.float32 else logits.float().numpy()
+        places = scores.argmax(-1)
+        return torch.from_numpy(places), torch.from_numpy(scores[self._every[: len(places)], places])
 
     def _sample_by_need(self, logits: torch.Tensor, rows: SampleRows, needed: IntArray) -> Sampled:
         wanted = int(np.bitwise_or.reduce(needed))
@@ -173,7 +187,7 @@ class Sampler:
             self._add_biases(logits, rows, needed)
             self._penalise(logits, rows, needed)
             self._forbid_stops(logits, rows, needed)
-        ids, peaks = _likeliest(logits)
+        ids, peaks = self._likeliest(logits)
         if wanted & Need.RANDOM:
             ids = self._with_draws(logits, ids, peaks, rows, needed)
         if wanted & Need.PENALTY:
@@ -308,19 +322,6 @@ class Sampler:
 
     def _floats(self, values: npt.NDArray[np.float32]) -> torch.Tensor:
         return torch.from_numpy(values).to(self._device, non_blocking=True)
-
-
-def _likeliest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and logits of each row's likeliest token; where a row holds NaN, its logit is NaN.
-
-    On the CPU numpy's argmax is about ten times faster than torch's.
-    """
-    if logits.device.type != "cpu":
-        peaks, ids = logits.max(-1)
-        return ids, peaks
-    scores = logits.float().numpy()
-    ids_ = scores.argmax(-1)
-    return torch.from_numpy(ids_), torch.from_numpy(scores[np.arange(len(ids_)), ids_])
 
 
 def allowed(

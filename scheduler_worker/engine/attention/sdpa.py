@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -75,6 +76,7 @@ class SdpaBackend:
         self._max_tokens = -(-max_model_len // self._block_size) * self._block_size
         self._ramp = torch.zeros(2 * self._max_tokens, dtype=cache.shape.dtype, device=device)
         self._ramp[self._max_tokens :] = -torch.inf
+        self._host_masks = _windows(self._ramp, self._max_tokens) if device.type == "cpu" else None
         self._layers = layers
         self._device = device
         self._windows = tuple(dict.fromkeys(layer.window for layer in layers))
@@ -142,9 +144,16 @@ class SdpaBackend:
         """All blocks of each row; a mask's row is 0 for its context and -inf behind: a window of one long
         ramp."""
         num_blocks = (int(lengths[-1]) - 1) // self._block_size + 1
-        shift = to_device(self._max_tokens - lengths, self._device)
-        mask = self._ramp.unfold(0, num_blocks * self._block_size, 1).index_select(0, shift)
-        return batch.block_tables[batch.slots[: len(lengths)], :num_blocks], mask.view(len(lengths), 1, 1, -1)
+        blocks = batch.block_tables[batch.slots[: len(lengths)], :num_blocks]
+        return blocks, self._ramp_windows(self._max_tokens - lengths, num_blocks * self._block_size)
+
+    def _ramp_windows(self, starts: IntArray, width: int) -> torch.Tensor:
+        """`[rows, 1, 1, width]` cut from the ramp; on the CPU by numpy, whose small operations cost less."""
+        if self._host_masks is not None:
+            windows = torch.from_numpy(self._host_masks[starts, None, None, :width])
+            return windows if windows.dtype is self._ramp.dtype else windows.view(self._ramp.dtype)
+        windows = self._ramp.unfold(0, width, 1).index_select(0, to_device(starts, self._device))
+        return windows[:, None, None, :]
 
     def _latest_context(
         self, batch: AttentionBatch, lengths: IntArray, window: int
@@ -224,6 +233,12 @@ class SdpaBackend:
         keys = keys.view(num_rows, num_tokens, shape.num_kv_heads, shape.key_dim)
         values = values.view(num_rows, num_tokens, shape.num_kv_heads, shape.value_dim)
         return keys.transpose(1, 2), values.transpose(1, 2)
+
+
+def _windows(ramp: torch.Tensor, width: int) -> npt.NDArray[np.generic]:
+    """All windows of a host tensor, as a view; of bfloat16, which numpy lacks, the bits."""
+    values = ramp.view(torch.int16) if ramp.dtype is torch.bfloat16 else ramp
+    return np.lib.stride_tricks.sliding_window_view(values.numpy(), width)
 
 
 def _group_bounds(lengths: list[int], max_tokens: int) -> list[tuple[int, int]]:
