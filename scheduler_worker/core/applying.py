@@ -63,6 +63,8 @@ class Applying:
             self._register(filled)
         self._end_rows()
         self._learn()
+        self._tell_unanswered()
+        self._events.extend(state.missed_bound(one, self._now) for one in state.bounds.passed(self._now))
         released = [one.seq_id for one in state.release_ended()]
         unstick(state)
         tokens = TokensEmitted(self._now, flying.plan.step, emitted) if emitted else None
@@ -138,6 +140,16 @@ class Applying:
         change = self._steer()
         if change is not None:
             self._events.append(limit_event(change, self._now))
+
+    def _tell_unanswered(self) -> None:
+        """Those to whom nobody yielded, and whom no other worker has claimed since."""
+        state = self._state
+        for seq_id, event in state.unanswered.items():
+            sequence = state.waiting.sequences.get(seq_id)
+            if sequence is not None:
+                sequence.told += ((event.kind, event.reason),)
+                self._events.append(event)
+        state.unanswered.clear()
 
     def _steer(self) -> LimitChange | None:
         state = self._state

@@ -66,7 +66,7 @@ def _leave_rows(state: State, plan: StepPlan) -> None:
         state.sequences[seq_id].num_bypasses += 1
     for event in plan.events:
         if event.kind in REMEMBERED and event.seq_id in state.sequences:
-            state.sequences[event.seq_id].told += (event.reason,)
+            state.sequences[event.seq_id].told += ((event.kind, event.reason),)
         if "tier_cost" in event.numbers:
             state.ledger.classes[event.class_id].tier_credit -= float(event.numbers["tier_cost"])
 
@@ -109,7 +109,9 @@ def await_return(state: State, sequence: Sequence) -> None:
     sequence.needs_table = True
     sequence.num_bypasses = 0
     state.set_deadlines(sequence)
+    sequence.is_bound_settled = False
     state.ready.add(sequence)
+    state.bounds.watch(sequence)
 
 
 def _grow(state: State, chunks: StepChunks) -> None:
@@ -160,6 +162,7 @@ def _start(state: State, sequence: Sequence, chunk: Chunk, swap_in: SwapIn | Non
 
 
 def _note_start(sequence: Sequence, num_hits: int, chunk: Chunk, now: float) -> None:
+    sequence.is_bound_settled = True
     sequence.resident_since = now
     sequence.num_registered = max(sequence.num_registered, num_hits)
     if sequence.parked_at is not None:

@@ -7,12 +7,12 @@ rows that book their last token in them, and, for urgent sequences, rows that pr
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Final
 
-from scheduler_worker.core.plan import Reason
+from scheduler_worker.core.plan import EventKind, Reason
 from scheduler_worker.core.sequence import Sequence, SequenceState
-from scheduler_worker.core.state import State, yielding
+from scheduler_worker.core.state import State, is_told, not_preempted, why_nobody_yields, yielding
 from scheduler_worker.core.step_builder import start_cost
 from scheduler_worker.core.turns import Turns, is_urgent
 
@@ -40,6 +40,7 @@ class _Claims:
         self._num_blocks = state.pool.num_available - state.pool.num_promised
         self._lacking: list[Place] = []
         self._num_yielding: dict[int, int] = {}
+        self._why_not: dict[int, tuple[Reason, int] | None] = {}
         self._extra: dict[str, float] = {}
         for one in claimed:
             self._count(one)
@@ -95,7 +96,23 @@ class _Claims:
         if rank not in self._num_yielding:
             self._num_yielding[rank] = len(yielding(self._state, rank, self._now))
         taken = max(0, -self._num_slots)
-        return taken < self._num_yielding[rank]
+        if taken < self._num_yielding[rank]:
+            return True
+        if self._num_yielding[rank] == 0:
+            self._note_unanswered(sequence)
+        return False
+
+    def _note_unanswered(self, sequence: Sequence) -> None:
+        """No row yields to it; the reason is looked for once a rank."""
+        state, rank = self._state, sequence.rank
+        if sequence.seq_id in state.unanswered or is_told(sequence, EventKind.NOT_PREEMPTED):
+            return
+        if rank not in self._why_not:
+            rows = chain(state.lockstep.rows.values(), state.catching_up.values())
+            self._why_not[rank] = why_nobody_yields(state, rows, rank, self._now)
+        why = self._why_not[rank]
+        if why is not None:
+            state.unanswered[sequence.seq_id] = not_preempted(sequence, why, self._now)
 
     def _fits(self, sequence: Sequence) -> bool:
         """Blocks are counted, and a few that lack them are claimed all the same: blocks are held for them.

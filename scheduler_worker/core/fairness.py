@@ -204,6 +204,10 @@ class Ledger:
         """Cost tokens that the class was served."""
         return self.classes[class_id].service(self.step)
 
+    def total_service(self) -> float:
+        """Cost tokens that all classes were served."""
+        return sum(one.service(self.step) for one in self.classes.values())
+
     def accounts_of(self, sequence: Sequence) -> tuple[ClassAccount, Account]:
         """The class's and the tenant's."""
         account = self.classes[sequence.class_id]

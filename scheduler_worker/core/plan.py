@@ -170,6 +170,7 @@ class Reason(StrEnum):
     ONLY_CLASS_WAITING = "only_class_waiting"
     PREEMPTED_BY_PRIORITY = "preempted_by_priority"
     PREEMPTED_BY_MEMORY = "preempted_by_memory"
+    AS_URGENT = "as_urgent"
     CLASS_MAY_NOT_YIELD = "class_may_not_yield"
     PAST_MAX_GENERATED = "past_max_generated"
     PAST_MAX_PREEMPTIONS = "past_max_preemptions"
@@ -193,6 +194,7 @@ class Reason(StrEnum):
     TENANT_QUOTA = "tenant_quota"
     TOO_LONG = "too_long"
     ESTIMATE_WAS_OFF = "estimate_was_off"
+    MORE_URGENT_WORK = "more_urgent_work"
     WORKER_SLOWED = "worker_slowed"
 
 

@@ -10,18 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Final
 
 from scheduler_worker.core.plan import Capacity, Reason
 from scheduler_worker.core.policy import Preemption
 from scheduler_worker.core.sequence import Sequence
-
-WHY_NOT: Final = (
-    Reason.CLASS_MAY_NOT_YIELD,
-    Reason.PAST_MAX_GENERATED,
-    Reason.PAST_MAX_PREEMPTIONS,
-    Reason.WITHIN_MIN_RESIDENCY,
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +39,9 @@ def why_not(
     sequence: Sequence, num_generated: int, by_rank: int, rules: Preemption, now: float
 ) -> Reason | None:
     """Why the sequence does not yield to one of rank `by_rank`; None when it may."""
-    if sequence.rank <= by_rank or not rules.preemptible:
+    if sequence.rank <= by_rank:
+        return Reason.AS_URGENT
+    if not rules.preemptible:
         return Reason.CLASS_MAY_NOT_YIELD
     if num_generated >= rules.max_generated_tokens:
         return Reason.PAST_MAX_GENERATED

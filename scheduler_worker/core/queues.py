@@ -157,6 +157,16 @@ class ClassQueues:
             del queue.tenants[sequence.tenant]
         self._ledger.queued(sequence, -1)
 
+    def take_all(self) -> list[Sequence]:
+        """Everybody, in the order in which they came; nobody waits here any more."""
+        sequences = list(self.sequences.values())
+        for sequence in sequences:
+            sequence.queue_token = -sequence.queue_token
+            self._ledger.queued(sequence, -1)
+        self.sequences.clear()
+        self.classes.clear()
+        return sequences
+
     def presses(self, now: float, within_s: float) -> bool:
         """Whether somebody goes ahead of the turn: starves, or is about to miss a TTFT objective."""
         return self.has_urgent(now, within_s) or any(

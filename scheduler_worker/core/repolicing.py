@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from scheduler_worker.core.plan import Applied, Event, EventKind, Reason
 from scheduler_worker.core.policy import Policy
-from scheduler_worker.core.queues import ClassQueues
 from scheduler_worker.core.sequence import Sequence
 from scheduler_worker.core.state import State
 
@@ -12,24 +11,16 @@ from scheduler_worker.core.state import State
 def set_policy(state: State, policy: Policy, version: int, now: float) -> Applied:
     """Move every sequence to the class that serves it now and give it that class's deadlines."""
     before = state.policy_version
-    lines = [(queues, _emptied(queues)) for queues in (state.waiting, state.ready)]
+    lines = [(queues, queues.take_all()) for queues in (state.waiting, state.ready)]
     state.use_policy(policy, version)
     moved = [one for one in state.sequences.values() if _move(state, one)]
     for queues, sequences in lines:
         for sequence in sequences:
-            sequence.is_late = False
+            sequence.is_late = sequence.latest_start_at < now
             queues.add(sequence)
-        queues.advance(now)
+    state.bounds.watch_all(one for _, sequences in lines for one in sequences)
     numbers: dict[str, float | int | str] = {"version": version, "before": before, "num_moved": len(moved)}
     return Applied(events=(Event(now, EventKind.POLICY_APPLIED, Reason.POLICY_PUBLISHED, numbers=numbers),))
-
-
-def _emptied(queues: ClassQueues) -> list[Sequence]:
-    sequences = list(queues.sequences.values())
-    for sequence in sequences:
-        queues.remove(sequence)
-    queues.classes.clear()
-    return sequences
 
 
 def _move(state: State, sequence: Sequence) -> bool:

@@ -128,6 +128,7 @@ class Scheduler:
         state.ledger.enter(sequence)
         state.set_deadlines(sequence)
         state.waiting.add(sequence)
+        state.bounds.entered(sequence, state.policy, state.work_of(sequence), state.ledger.total_service(), now)
         if (error := self._why_never(sequence)) is not None:
             return self._end(sequence, FinishReason.FAILED, now, Reason.TOO_LONG, error)
         if sequence.num_sampled >= sequence.max_tokens:

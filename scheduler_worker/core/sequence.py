@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, NamedTuple
 
 
 class SequenceState(StrEnum):
@@ -84,12 +84,23 @@ class SequenceHeader:
         return self.num_prompt_tokens + self.num_generated_tokens
 
 
+class Foreseen(NamedTuple):
+    """What could be known when a sequence began to wait: the work (cost tokens) that more urgent classes had brought
+    until then and brought per second, and what this worker had served."""
+
+    at: float
+    urgent_cost: float
+    urgent_cost_per_s: float
+    served_cost: float
+
+
 class Sequence:
     """A request's mutable scheduling state. Counts only; the token ids are the executor's.
 
     `num_sampled` counts output tokens that are booked, those still in flight included; `pending` names the steps in
     flight that sample one. While a sequence decodes in lockstep, `core.lockstep` derives both counts from the step
-    number and the fields here are those of the moment it joined.
+    number and the fields here are those of the moment it joined. `told` has the kinds and reasons of events that are
+    told once; `is_bound_settled` says that its wait is over, or known to have missed its bound.
     """
 
     __slots__ = (
@@ -101,8 +112,10 @@ class Sequence:
         "deadline_at",
         "first_scheduled_at",
         "first_token_at",
+        "foreseen",
         "hashes",
         "header",
+        "is_bound_settled",
         "is_charged",
         "is_late",
         "join_step",
@@ -160,8 +173,9 @@ class Sequence:
         self.join_step = self.last_step = self.offset = 0
         self.queue_token = self.num_bypasses = self.num_preemptions = 0
         self.needs_table = True
-        self.is_late = self.is_charged = self.parked_by_memory = False
-        self.told: tuple[str, ...] = ()
+        self.is_late = self.is_charged = self.parked_by_memory = self.is_bound_settled = False
+        self.told: tuple[tuple[str, str], ...] = ()
+        self.foreseen: Foreseen | None = None
         self.deadline_at = self.latest_start_at = self.tier_at = self.bound_at = self.prefill_s = 0.0
         self.resident_since = self.parked_s = 0.0
         self.parked_at: float | None = None

@@ -3,30 +3,35 @@
 A sequence that is not finished is in exactly one of: `waiting` (not claimed), `ready` (claimed or parked, may start),
 `catching_up` (runs, behind its last token), `lockstep` (decodes), `closing` (its last token is booked) and
 `vacating` (parked, but a step in flight still names it, or its blocks are still to be copied out). `limbo` holds ended
-sequences whose slot and blocks a step in flight still uses.
+sequences whose slot and blocks a step in flight still uses. `unanswered` holds the news of waiting sequences to whom
+nobody would yield, to be told if no other worker has claimed them by the end of the step.
 """
 
 from __future__ import annotations
 
 from bisect import insort
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import takewhile
+from itertools import islice, takewhile
+from typing import Final
 
 from scheduler_worker.core.batch_limit import BatchLimit
 from scheduler_worker.core.block_pool import BlockPool
+from scheduler_worker.core.bounds import Bounds
 from scheduler_worker.core.chunks import StepChunks
 from scheduler_worker.core.cost_model import CostModel
 from scheduler_worker.core.fairness import Ledger
 from scheduler_worker.core.growth import rest_of
 from scheduler_worker.core.lockstep import Lockstep
 from scheduler_worker.core.output_lengths import OutputLengths
-from scheduler_worker.core.plan import Capacity, Finished, Reason, StepPlan
+from scheduler_worker.core.plan import Capacity, Event, EventKind, Finished, Reason, StepPlan
 from scheduler_worker.core.policy import ClassPolicy, Policy
 from scheduler_worker.core.preemption import Victim, return_cost, why_not
 from scheduler_worker.core.queues import ClassQueues
 from scheduler_worker.core.sequence import FinishReason, Sequence, SequenceHeader, SequenceState
+
+MAX_ASKED: Final = 64
 
 
 @dataclass(slots=True)
@@ -56,6 +61,7 @@ class State:
         self.lockstep = Lockstep(capacity.block_size)
         self.pool = BlockPool(capacity.num_blocks, capacity.block_size)
         self.batch_limit = BatchLimit(policy.batch_limit, capacity.num_slots)
+        self.bounds = Bounds()
         self.waiting = ClassQueues(self.ledger)
         self.ready = ClassQueues(self.ledger)
         self.sequences: dict[str, Sequence] = {}
@@ -67,6 +73,7 @@ class State:
         self.in_flight: deque[InFlight] = deque()
         self.free_slots: list[int] = list(range(capacity.num_slots))
         self.notices: list[str] = []
+        self.unanswered: dict[str, Event] = {}
         self.num_checkpoint_blocks = 0
         self.outputs: dict[str, OutputLengths] = {}
         self._classes = {one.id: one for one in policy.classes}
@@ -135,6 +142,23 @@ class State:
         sequence.latest_start_at = sequence.deadline_at - sequence.prefill_s
         if sequence.has_first_token:
             sequence.latest_start_at = float("inf")
+
+    def work_of(self, sequence: Sequence) -> float:
+        """Cost tokens of its prompt and its expected answer."""
+        expected = self.output_lengths(sequence.class_id).expected(sequence.max_tokens)
+        return self.ledger.prompt_cost(sequence.num_prompt_tokens, 0) + expected * self.ledger.row_cost
+
+    def missed_bound(self, sequence: Sequence, now: float) -> Event:
+        """The sequence waits past its bound, or has until now."""
+        served, slowness = self.ledger.total_service(), self.cost_model.slowness
+        reason, numbers = self.bounds.cause(sequence, self.policy, served, slowness, now)
+        if sequence.parked_at is None:
+            numbers["waited_s"] = now - sequence.arrived_at
+        else:
+            numbers["parked_s"] = now - sequence.parked_at
+        return Event(
+            now, EventKind.BOUND_MISSED, reason, sequence.seq_id, sequence.class_id, sequence.tenant, numbers
+        )
 
     def blocks_promised_to(self, sequence: Sequence) -> int:
         """Blocks for its tokens and for the growth that the policy reserves (not in lockstep)."""
@@ -240,6 +264,32 @@ def refusal(state: State, sequence: Sequence, by_rank: int, now: float) -> Reaso
     """Why a running sequence does not yield to one of rank `by_rank`; None when it may."""
     rules = state.class_policy(sequence.class_id).preemption
     return why_not(sequence, state.lockstep.num_generated(sequence), by_rank, rules, now)
+
+
+def why_nobody_yields(
+    state: State, rows: Iterable[Sequence], by_rank: int, now: float
+) -> tuple[Reason, int] | None:
+    """The commonest reason of the first of `rows`, and how many of them have it; None when there are no rows.
+
+    Where all of them would yield, it is the blocks that they would free together.
+    """
+    asked = [refusal(state, one, by_rank, now) for one in islice(rows, MAX_ASKED)]
+    reasons = [one for one in asked if one is not None] or [Reason.NO_BLOCKS] * len(asked)
+    reason = max(reasons, key=lambda one: (reasons.count(one), one.value), default=None)
+    return None if reason is None else (reason, reasons.count(reason))
+
+
+def not_preempted(sequence: Sequence, why: tuple[Reason, int], now: float) -> Event:
+    """Nobody yields to the urgent sequence."""
+    reason, num_rows = why
+    numbers: dict[str, float | int | str] = {"left_s": sequence.latest_start_at - now, "num_rows": num_rows}
+    kind = EventKind.NOT_PREEMPTED
+    return Event(now, kind, reason, sequence.seq_id, sequence.class_id, sequence.tenant, numbers)
+
+
+def is_told(sequence: Sequence, kind: EventKind) -> bool:
+    """Whether an event of this kind has been told of the sequence."""
+    return any(told == kind for told, _ in sequence.told)
 
 
 def yielding(state: State, by_rank: int, now: float) -> list[Sequence]:

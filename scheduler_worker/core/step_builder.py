@@ -8,7 +8,6 @@ the order of `core.turns`, and only while budget remains.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from itertools import islice
 from typing import Final
 
 from scheduler_worker.core.chunks import NO_BLOCKS, StepChunks
@@ -23,15 +22,14 @@ from scheduler_worker.core.plan import (
     SwapIn,
     SwapOut,
 )
-from scheduler_worker.core.preemption import WHY_NOT, Victim, in_order_of_return, last_in_line
+from scheduler_worker.core.preemption import Victim, in_order_of_return, last_in_line
 from scheduler_worker.core.sequence import Sequence, SequenceState
-from scheduler_worker.core.state import State, refusal, yielding
+from scheduler_worker.core.state import State, is_told, not_preempted, why_nobody_yields, yielding
 from scheduler_worker.core.turns import Turns, is_urgent
 
 MIN_PREFILL_TOKENS: Final = 32
 MIN_TOKEN_S: Final = 1e-9
 CHUNK_HEADROOM: Final = 0.95  # steps filled to the objective itself end above it half the time, and shrink the limit
-MAX_ASKED: Final = 64
 Key = tuple[int, int, float, int]
 
 
@@ -353,7 +351,7 @@ class StepBuilder:
         """Let others pass at most so often, then hold the blocks for it."""
         may_pass = candidate.num_bypasses + self._bypassed.count(candidate.seq_id) < self._max_bypasses
         reason = Reason.NO_BLOCKS if may_pass else Reason.HEAD_HOLDS_BLOCKS
-        if reason not in candidate.told:
+        if (EventKind.OUT_OF_BLOCKS, reason) not in candidate.told:
             self._event(EventKind.OUT_OF_BLOCKS, reason, candidate, {"num_blocks": missing})
         self._blocked.append(candidate)
         return may_pass
@@ -405,19 +403,13 @@ class StepBuilder:
             numbers["wait_s"] = self._now - candidate.arrived_at
             numbers["left_s"] = candidate.latest_start_at - self._now
             self._event(EventKind.SCHEDULED, reason, candidate, numbers)
-        if self._now > candidate.bound_at:
-            self._say_bound_missed(candidate)
+        if self._now > candidate.bound_at and not candidate.is_bound_settled:
+            self._events.append(self._state.missed_bound(candidate, self._now))
 
     def _whole_cost(self, candidate: Sequence, start: int) -> float:
         """Prompt and expected answer: what a start through the starvation tier takes of its class's share."""
         left = self._state.output_lengths(candidate.class_id).expected(candidate.max_tokens) - candidate.num_sampled
         return start_cost(self._state, candidate, start) + max(left, 1) * self._state.ledger.row_cost
-
-    def _say_bound_missed(self, candidate: Sequence) -> None:
-        slowness = self._state.cost_model.slowness
-        reason = Reason.WORKER_SLOWED if slowness > 1.15 else Reason.ESTIMATE_WAS_OFF
-        late_s = self._now - candidate.bound_at
-        self._event(EventKind.BOUND_MISSED, reason, candidate, {"late_s": late_s, "slowness": slowness})
 
     # Preemption by priority
 
@@ -466,17 +458,11 @@ class StepBuilder:
         return own + max(0, sequence.promised_blocks - len(sequence.blocks))
 
     def _say_not_preempted(self, candidate: Sequence) -> None:
-        """Why those that run stay: the commonest reason among the first of them."""
-        if any(one in candidate.told for one in WHY_NOT) or not self._state.num_running:
-            return
-        rows = islice(self._running(), MAX_ASKED)
-        refusals = [refusal(self._state, one, candidate.rank, self._now) for one in rows]
-        reasons = [one for one in refusals if one is not None]
-        if reasons:
-            reason = max(reasons, key=lambda one: (reasons.count(one), one.value))
-            left_s = candidate.latest_start_at - self._now
-            numbers: dict[str, float | int | str] = {"left_s": left_s, "num_rows": reasons.count(reason)}
-            self._event(EventKind.NOT_PREEMPTED, reason, candidate, numbers)
+        """Why those that run stay."""
+        if not is_told(candidate, EventKind.NOT_PREEMPTED):
+            why = why_nobody_yields(self._state, self._running(), candidate.rank, self._now)
+            if why is not None:
+                self._events.append(not_preempted(candidate, why, self._now))
 
     # The plan
 

@@ -242,8 +242,9 @@ def _no_memory(event: EventRecord) -> str:
 
 def _bound_missed(why: Sentence) -> Sentence:
     def sentence(event: EventRecord) -> str:
-        late = _span(event, "late_s", "{} after its bound", "after its bound")
-        return _sentence(f"{_who(event)} started {late}", why(event))
+        waited = _span(event, "waited_s", "has waited {}") or _span(event, "parked_s", "has been parked for {}")
+        late = _span(event, "late_s", "{} beyond its bound", "beyond its bound")
+        return _sentence(f"{_who(event)} {waited or 'waits'}, {late}", why(event))
 
     return sentence
 
@@ -253,6 +254,16 @@ def _slower(event: EventRecord) -> str:
     if factor is None:
         return "steps took longer than predicted"
     return f"steps took {factor:.2g} × their predicted time"
+
+
+def _more_urgent(event: EventRecord) -> str:
+    """What came of more urgent classes meanwhile, in cost tokens."""
+    brought = _count(event, "urgent_tokens", "token", "tokens", "more work than foreseen")
+    excess = _count(event, "excess_tokens", "token", "tokens", "")
+    margin = _count(event, "margin_tokens", "token", "tokens", "")
+    beyond = f", {excess} more than foreseen" if excess else ""
+    held_back = f"; the margin was {margin}" if margin else ""
+    return f"more urgent requests brought {brought} meanwhile{beyond}{held_back}"
 
 
 def _estimate(event: EventRecord) -> str:
@@ -331,6 +342,7 @@ SENTENCES: Final[dict[tuple[str, str], Sentence]] = {
     ("scheduled", "only_class_waiting"): _alone,
     ("preempted", "preempted_by_priority"): _preempted_by_priority,
     ("preempted", "preempted_by_memory"): _preempted_by_memory,
+    ("not_preempted", "as_urgent"): _not_preempted("{} were at least as urgent"),
     ("not_preempted", "class_may_not_yield"): _not_preempted("{} may not be preempted under this policy"),
     ("not_preempted", "past_max_generated"): _not_preempted("{} had made too many tokens to be parked"),
     ("not_preempted", "past_max_preemptions"): _not_preempted("{} had been parked often enough"),
@@ -351,6 +363,7 @@ SENTENCES: Final[dict[tuple[str, str], Sentence]] = {
     ("batch_limit_changed", "itl_below_band"): _limit(_itl("well under")),
     ("batch_limit_changed", "out_of_memory"): _limit(_no_memory),
     ("bound_missed", "estimate_was_off"): _bound_missed(_estimate),
+    ("bound_missed", "more_urgent_work"): _bound_missed(_more_urgent),
     ("bound_missed", "worker_slowed"): _bound_missed(_slower),
     ("policy_applied", "policy_published"): _policy,
     ("slots_busy", "all_slots"): _slots_busy(""),

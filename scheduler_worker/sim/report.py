@@ -52,7 +52,7 @@ def report(history: History, policy: Policy, num_workers: int) -> Figures:
         "preemptions": history.num_restarts,
         "preemptions_by_priority": _count(history, Reason.PREEMPTED_BY_PRIORITY),
         "preemptions_by_memory": _count(history, Reason.PREEMPTED_BY_MEMORY),
-        "bounds_missed": sum(event.kind is EventKind.BOUND_MISSED for event in history.events),
+        "bounds_missed": len({one.seq_id for one in history.events if one.kind is EventKind.BOUND_MISSED}),
         "recomputed_tokens": history.recomputed_tokens,
         "recomputed_share": history.recomputed_tokens / max(1, tokens),
         "max_wait_s": max((one.wait_s or 0.0 for one in served), default=0.0),

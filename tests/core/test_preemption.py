@@ -12,6 +12,7 @@ from scheduler_worker.core.policy import Policy, Preemption, default_policy
 from scheduler_worker.core.preemption import Victim, in_order_of_return, last_in_line, return_cost, why_not
 from scheduler_worker.core.scheduler import Scheduler
 from scheduler_worker.core.sequence import Sequence, SequenceHeader, SequenceState
+from scheduler_worker.core.state import why_nobody_yields
 from tests.core.worlds import World, a_capacity, with_rules
 
 RESCUE_S = 0.07  # high's 100 ms objective less 30 ms: within the 50 ms in which rescues begin
@@ -58,8 +59,8 @@ def full(capacity: Capacity | None = None, policy: Policy | None = None, class_i
     ("rank", "by_rank", "generated", "preempted", "resident_s", "reason"),
     [
         (2, 0, 10, 0, 1.0, None),
-        (2, 2, 10, 0, 1.0, Reason.CLASS_MAY_NOT_YIELD),
-        (1, 2, 10, 0, 1.0, Reason.CLASS_MAY_NOT_YIELD),
+        (2, 2, 10, 0, 1.0, Reason.AS_URGENT),
+        (1, 2, 10, 0, 1.0, Reason.AS_URGENT),
         (2, 0, 49, 0, 1.0, None),
         (2, 0, 50, 0, 1.0, Reason.PAST_MAX_GENERATED),
         (2, 0, 10, 1, 1.0, None),
@@ -199,6 +200,68 @@ def test_past_max_generated_tokens_nobody_yields_and_the_reason_is_told_once() -
     world.step()
     told = world.events_of(EventKind.NOT_PREEMPTED)
     assert [event.reason for event in told] == [Reason.PAST_MAX_GENERATED]
+
+
+def told_not_preempted(world: World) -> list[tuple[str, Reason]]:
+    return [(event.seq_id, event.reason) for event in world.events_of(EventKind.NOT_PREEMPTED)]
+
+
+def test_a_request_that_nobody_has_claimed_is_told_once_that_nobody_yields() -> None:
+    world = full(policy=rules_of(default_policy(), "low", preemptible=False))
+    pressed(world)
+    for _ in range(3):
+        world.step()
+    assert told_not_preempted(world) == [("high", Reason.CLASS_MAY_NOT_YIELD)]
+
+
+def test_why_nobody_yields_comes_with_the_numbers() -> None:
+    world = full(policy=rules_of(default_policy(), "low", preemptible=False))
+    pressed(world)
+    asked_at = world.now
+    world.step()
+    (event,) = world.events_of(EventKind.NOT_PREEMPTED)
+    latest_start_at = world.scheduler.state.sequences["high"].latest_start_at
+    assert event.numbers == {"left_s": latest_start_at - asked_at, "num_rows": 2}
+
+
+def test_nothing_is_told_of_a_request_that_another_worker_claimed_meanwhile() -> None:
+    world = full(policy=rules_of(default_policy(), "low", preemptible=False))
+    pressed(world)
+    world.launch()
+    world.take(world.scheduler.withdraw(["high"], world.now))
+    world.land()
+    assert told_not_preempted(world) == []
+
+
+def test_among_equals_it_is_their_urgency_that_forbids_it() -> None:
+    world = full(class_id="high")
+    pressed(world)
+    world.step()
+    assert told_not_preempted(world) == [("high", Reason.AS_URGENT)]
+
+
+def test_one_that_takes_a_slot_is_not_told_that_nobody_yielded() -> None:
+    world = full()
+    pressed(world)
+    world.run()
+    assert told_not_preempted(world) == []
+
+
+def test_where_those_that_would_yield_free_too_few_blocks_the_others_are_named() -> None:
+    """50 blocks: two low rows hold or are promised 29, a high one 15; the urgent one needs 39."""
+    world = full(capacity=a_capacity(num_slots=4, num_blocks=50))
+    world.add("holder", "high", prompt=32, max_tokens=200)
+    world.step()
+    pressed(world, prompt=600, max_tokens=20)
+    world.scheduler.claim(["high"], world.now)
+    world.step()
+    assert (told_not_preempted(world), parked(world)) == ([("high", Reason.AS_URGENT)], [])
+
+
+def test_rows_that_would_all_yield_lack_blocks() -> None:
+    world = full()
+    state = world.scheduler.state
+    assert why_nobody_yields(state, state.lockstep.rows.values(), 0, world.now) == (Reason.NO_BLOCKS, 2)
 
 
 def test_nobody_is_parked_more_often_than_allowed() -> None:

@@ -99,6 +99,32 @@ def test_a_refusal_says_when_to_come_back() -> None:
     )
 
 
+def test_a_missed_bound_says_how_long_it_waits_and_what_came_between() -> None:
+    text = render(
+        event(
+            "bound_missed",
+            "more_urgent_work",
+            waited_s=30.01,
+            late_s=0.01,
+            urgent_tokens=120_000,
+            excess_tokens=80_000,
+            margin_tokens=20_000,
+        )
+    )
+    assert text == (
+        "51d0 (low) has waited 30 s, 10 ms beyond its bound: more urgent requests brought 120,000 tokens "
+        "meanwhile, 80,000 tokens more than foreseen; the margin was 20,000 tokens."
+    )
+
+
+def test_a_missed_bound_of_a_parked_request_counts_from_its_preemption() -> None:
+    text = render(event("bound_missed", "worker_slowed", parked_s=30.5, late_s=0.5, slowness=1.4))
+    assert text == (
+        "51d0 (low) has been parked for 30.5 s, 500 ms beyond its bound: "
+        "steps took 1.4 × their predicted time."
+    )
+
+
 def test_a_refused_preemption_says_whose_rule_forbade_it() -> None:
     text = render(event("not_preempted", "class_may_not_yield", "high", left_s=0.012, num_rows=8))
     assert text == (
