@@ -88,6 +88,14 @@ def test_a_worker_is_drained_and_resumed_from_its_row(open_live: Open) -> None:
     expect(row.locator("[data-worker-state=live]")).to_be_visible()
 
 
+@pytest.mark.parametrize("width", [*WIDTHS, 1001, 1321, 1401])
+def test_the_workers_table_shows_its_button_without_scrolling(open_live: Open, width: int) -> None:
+    page = open_live(scenario="calm")
+    page.set_viewport_size({"width": width, "height": 1000})
+    hidden_px = page.locator(".ws").evaluate("t => t.parentElement.scrollWidth - t.parentElement.clientWidth")
+    assert hidden_px == 0
+
+
 def test_a_silent_worker_is_not_a_broken_promise(open_live: Open) -> None:
     page = open_live(scenario="silent")
     assert ui.verdict(page) == "kept"

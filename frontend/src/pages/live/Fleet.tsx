@@ -50,10 +50,6 @@ export function Workers({ snapshot, points }: { snapshot: LiveSnapshot; points: 
               Memory<span className="hide-m">{total === null ? '' : ` of ${bytes(total)}`}</span>
             </th>
             <th className="r">Power{note}</th>
-            <th className="r hide-m">
-              <Term name="joule">J / 1k</Term>
-              {note}
-            </th>
             <th className="r">Seen</th>
             <th>
               <span className="sr">Order</span>
@@ -110,9 +106,6 @@ function WorkerRow({ worker, snapshot, points }: { worker: WorkerLive; snapshot:
       </td>
       <td className="r" data-label="Power">
         {device.power_w === null ? <Unknown /> : `${watts(device.power_w)}${mark}`}
-      </td>
-      <td className="r hide-m" data-label="J / 1k">
-        {device.joules_per_1k_tokens === null ? <Unknown /> : `${significant(device.joules_per_1k_tokens)}${mark}`}
       </td>
       <td className="r" data-label="Seen">
         <Seen worker={worker} />
