@@ -151,9 +151,29 @@ def ended_in_budget(pool: str, now: float) -> tuple[dict[Judged, Ended], float]:
             through = newest + timedelta(seconds=int(resolution))
     if not parts:
         return {}, since.timestamp()
-    rows = LatencyRollup.objects.filter(parts, pool=pool, num_ended__gt=0).values_list(
-        "class_id", "objectives"
-    )
-    sums = rows.annotate(ended=Sum("num_ended"), late=Sum("num_late"), since=Min("started_at")).order_by()
-    counts = {(name, judged): Ended(num, late, at.timestamp()) for name, judged, num, late, at in sums}
+    rows = LatencyRollup.objects.filter(parts, pool=pool, num_ended__gt=0)
+    keyed = rows.values_list("class_id", "objectives")
+    sums = keyed.annotate(ended=Sum("num_ended"), late=Sum("num_late"), since=Min("started_at")).order_by()
+    begins = _begins(pool, since)
+    counts = {
+        (name, judged): Ended(num, late, begins.get((name, judged), at).timestamp())
+        for name, judged, num, late, at in sums
+    }
     return counts, through.timestamp()
+
+
+def _begins(pool: str, since: datetime) -> dict[Judged, datetime]:
+    """When what was judged began, as exactly as it is still known: a merged interval begins before its requests."""
+    rows = LatencyRollup.objects.filter(pool=pool, num_ended__gt=0, started_at__gte=since)
+    firsts = rows.values_list("class_id", "objectives", "resolution_s").annotate(Min("started_at")).order_by()
+    begins: dict[Judged, datetime] = {}
+    for name, judged, length_s, at in sorted(firsts, key=lambda row: -row[2]):
+        known = begins.setdefault((name, judged), at)
+        if at < known or at - known < timedelta(seconds=_length_before(length_s)):
+            begins[name, judged] = at
+    return begins
+
+
+def _length_before(length_s: int) -> int:
+    """The length of the intervals into which those of `length_s` are merged."""
+    return min((int(one) for one in Resolution if one > length_s), default=length_s)
