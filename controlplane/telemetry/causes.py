@@ -16,7 +16,7 @@ from msgspec import Struct
 from controlplane.telemetry.decisions import OBSERVED, POLICY_APPLIED, EventLog, Key, key_of
 from controlplane.telemetry.fleet import BusySlots
 from controlplane.telemetry.promise import Metric
-from controlplane.telemetry.schema import Cause
+from controlplane.telemetry.schema import Cause, WorkerLive
 from scheduler_worker.core.policy import Policy
 from scheduler_worker.protocol.messages import ClassLoad, EventRecord, Message
 
@@ -27,7 +27,7 @@ EXPLAINING_KINDS: Final[dict[Metric, frozenset[str]]] = {
     "ttft": frozenset(
         {"not_preempted", "out_of_blocks", "bound_missed", "policy_applied", "worker_failed", "slots_busy"}
     ),
-    "tpot": frozenset({"preempted", "out_of_blocks", "policy_applied", "worker_failed"}),
+    "tpot": frozenset({"preempted", "out_of_blocks", "policy_applied", "worker_failed", "steps_slow"}),
 }
 EXPLAINING_REASONS: Final[dict[Metric, frozenset[tuple[str, str]]]] = {
     "ttft": frozenset(
@@ -162,6 +162,22 @@ def slots_busy(at: float, load: ClassLoad, busy: BusySlots) -> EventRecord:
             "holders": _holders(busy.running),
             "num_waiting": load.num_waiting,
             "oldest_wait_s": load.oldest_wait_s,
+        },
+    )
+
+
+def steps_slow(at: float, class_id: str, tpot_s: float, slowest: WorkerLive) -> EventRecord:
+    """What a worker's own figures say while each of its steps takes longer than a class promises for a token."""
+    return EventRecord(
+        at=at,
+        kind="steps_slow",
+        reason="step_over_tpot",
+        class_id=class_id,
+        numbers={
+            "worker": slowest.id,
+            "step_s": slowest.step_p50_s or 0.0,
+            "tpot_s": tpot_s,
+            "num_running": slowest.num_running,
         },
     )
 

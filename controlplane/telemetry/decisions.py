@@ -23,7 +23,7 @@ ROUTINE_REASONS: Final = frozenset(
     {("queued", "arrived"), ("finished", "stopped"), ("finished", "length"), ("finished", "cancelled")}
 )
 
-OBSERVED: Final = frozenset({"slots_busy"})
+OBSERVED: Final = frozenset({"slots_busy", "steps_slow"})
 """Kinds that the fold saw in the workers' figures: they explain, but nobody decided them."""
 
 POLICY_APPLIED: Final = "policy_applied"

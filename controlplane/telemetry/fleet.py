@@ -157,6 +157,11 @@ class Fleet:
             running=Counter(row.class_id for row in rows),
         )
 
+    def slowest(self, now: float) -> WorkerLive | None:
+        """The live worker whose median step of the last 10 s is the longest; None without steps."""
+        known = [one for one in self.workers(now) if one.state == "live" and one.step_p50_s is not None]
+        return max(known, key=lambda one: (one.step_p50_s or 0.0, one.id), default=None)
+
     def heard_at(self) -> float | None:
         return max((view.last.at for view in self._workers.values()), default=None)
 

@@ -21,7 +21,7 @@ from controlplane.telemetry.buckets import (
     Rollup,
     start_of,
 )
-from controlplane.telemetry.causes import BrokenHalf, Causes, slots_busy
+from controlplane.telemetry.causes import BrokenHalf, Causes, slots_busy, steps_slow
 from controlplane.telemetry.decisions import EventLog, Render
 from controlplane.telemetry.fleet import Fleet, waiting_view
 from controlplane.telemetry.promise import (
@@ -39,7 +39,7 @@ from controlplane.telemetry.promise import (
     objectives_of,
     replay,
 )
-from controlplane.telemetry.schema import ClassLive, LiveSnapshot, Point, Verdict
+from controlplane.telemetry.schema import ClassLive, LiveSnapshot, Point, Verdict, WorkerLive
 from controlplane.telemetry.sketch import values
 from controlplane.telemetry.totals import Totals
 from controlplane.telemetry.windows import SlidingSum
@@ -228,6 +228,7 @@ class TelemetryFold:
         self.fleet.move_to(now)
         self._log.move_to(now)
         self._log.take("", self._busy_slots(now))
+        self._log.take("", self._slow_steps(now))
         self._judge(now)
         return self._close_points(now)
 
@@ -238,6 +239,17 @@ class TelemetryFold:
             load = mirror.get(one.id)
             if busy and load and load.num_waiting and load.oldest_wait_s >= LONG_WAIT * one.slo.ttft_s:
                 yield slots_busy(now, load, busy)
+
+    def _slow_steps(self, now: float) -> Iterator[EventRecord]:
+        """Which classes cannot get their tokens in time now, because every step takes longer than they promise."""
+        slowest = self.fleet.slowest(now)
+        for one in self.policy.classes if slowest and self.policy else ():
+            if slowest and (slowest.step_p50_s or 0.0) > one.slo.tpot_s and self._runs_on(slowest, one.id):
+                yield steps_slow(now, one.id, one.slo.tpot_s, slowest)
+
+    def _runs_on(self, worker: WorkerLive, class_id: str) -> bool:
+        found = (self._resolve(cell.class_id) for cell in worker.cells if cell.state == "decode")
+        return any(one is not None and one.id == class_id for one in found)
 
     def _judge(self, now: float) -> None:
         for window in self._windows.values():

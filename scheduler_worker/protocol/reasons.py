@@ -242,7 +242,9 @@ def _no_memory(event: EventRecord) -> str:
 
 def _bound_missed(why: Sentence) -> Sentence:
     def sentence(event: EventRecord) -> str:
-        waited = _span(event, "waited_s", "has waited {}") or _span(event, "parked_s", "has been parked for {}")
+        waited = _span(event, "waited_s", "has waited {}") or _span(
+            event, "parked_s", "has been parked for {}"
+        )
         late = _span(event, "late_s", "{} beyond its bound", "beyond its bound")
         return _sentence(f"{_who(event)} {waited or 'waits'}, {late}", why(event))
 
@@ -280,6 +282,17 @@ def _slots_busy(whose: str) -> Sentence:
         return f"all {slots}{whose} were busy{holders} while {waiting}{of_class} waited{longest}."
 
     return sentence
+
+
+def _steps_slow(event: EventRecord) -> str:
+    worker = f" of {_text(event, 'worker')}" if _text(event, "worker") else ""
+    objective = _span(event, "tpot_s", " of {}")
+    batch = _count(event, "num_running", "sequence", "sequences", "")
+    with_batch = f", with {batch} in the batch" if batch else ""
+    took = _span(event, "step_s", "took {} at the median, longer", "took longer")
+    return (
+        f"the steps{worker} {took} than {_possessive(event.class_id)} TPOT objective{objective}{with_batch}."
+    )
 
 
 def _policy(event: EventRecord) -> str:
@@ -368,6 +381,7 @@ SENTENCES: Final[dict[tuple[str, str], Sentence]] = {
     ("policy_applied", "policy_published"): _policy,
     ("slots_busy", "all_slots"): _slots_busy(""),
     ("slots_busy", "batch_limit"): _slots_busy(" of the batch limit"),
+    ("steps_slow", "step_over_tpot"): _steps_slow,
     ("rejected", "predicted_ttft"): _refused(_predicted("first token", "TTFT objective")),
     ("rejected", "predicted_wait"): _refused(_predicted("wait", "bound")),
     ("rejected", "queue_full"): _refused(_queue_full),

@@ -12,7 +12,7 @@ from controlplane.telemetry.schema import Verdict
 from scheduler_worker.core.policy import Policy
 from scheduler_worker.protocol.messages import EventRecord
 from scheduler_worker.protocol.reasons import render
-from tests.telemetry.builders import T0, event, first, fold, gateway, load, policy, row, seen, worker
+from tests.telemetry.builders import T0, ended, event, first, fold, gateway, load, policy, row, seen, worker
 
 
 def broken_by(*events: EventRecord) -> Verdict:
@@ -230,6 +230,29 @@ def test_slots_that_were_free_on_another_worker_explain_nothing() -> None:
     one.take(gateway(100, first_tokens=tuple(first(99 + n / 100, 0.5) for n in range(30))))
     one.tick(T0 + 100)
     assert seen(one, 100).verdict.causes == ()
+
+
+def broken_tpot(step_p50_s: float, class_id: str = "high") -> TelemetryFold:
+    """high's TPOT, promised in 20 ms, breaks at 100 s while a sequence of `class_id` decodes."""
+    one = fold()
+    rows = (row("r1", class_id),)
+    one.take(worker(99, num_steps=9, step_p50_s=step_p50_s, num_running=3, rows=rows))
+    one.take(gateway(100, finished=tuple(ended(99 + n / 100, 0.05, 0.03) for n in range(30))))
+    one.tick(T0 + 100)
+    return one
+
+
+def test_steps_longer_than_the_tpot_objective_explain_late_tokens() -> None:
+    (half,) = broken_tpot(0.05).broken_halves()
+    assert [render(one.event) for one in half.explanations] == [
+        "The steps of gpu0 took 50 ms at the median, longer than high's TPOT objective of 20 ms, "
+        "with 3 sequences in the batch."
+    ]
+
+
+@pytest.mark.parametrize(("step_p50_s", "class_id"), [(0.02, "high"), (0.05, "low")])
+def test_steps_in_time_or_of_other_classes_explain_no_late_tokens(step_p50_s: float, class_id: str) -> None:
+    assert seen(broken_tpot(step_p50_s, class_id), 100).verdict.causes == ()
 
 
 def rules(low: dict[str, Any], lowest: dict[str, Any]) -> Policy:
