@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from scheduler_worker.core.chunks import DecodeRows, StepChunks
 from scheduler_worker.core.plan import Chunk
 from scheduler_worker.engine.attention.base import AttentionBatch, BoolArray, IntArray, TableArray, to_device
 from scheduler_worker.engine.sampling import SampleRows
@@ -40,6 +41,43 @@ class PackedBatch:
         self.attention.write_index = to_device(self.attention.write_index, device)
 
 
+@dataclass(slots=True)
+class SteadyRows:
+    """What does not change while the same rows decode, in packing order: `places` in the plan, `slots`, and
+    `offsets`, which added to the step's number are the positions to compute. `source` is the plan's own."""
+
+    source: DecodeRows
+    places: list[int]
+    sequences: list[EngineSequence]
+    slots: IntArray
+    offsets: IntArray
+    bounds: IntArray
+    num_prompt: IntArray
+    samples: BoolArray
+    last_tokens: torch.Tensor
+
+    @classmethod
+    def of(cls, source: DecodeRows, step: int, batch: PackedBatch) -> SteadyRows:
+        """From a step of nothing but these rows, as it was packed."""
+        attention, sampling = batch.attention, batch.sampling
+        return cls(
+            source=source,
+            places=[place for place, _, _ in batch.rows],
+            sequences=[sequence for _, sequence, _ in batch.rows],
+            slots=attention.slots,
+            offsets=attention.starts - step,
+            bounds=attention.offsets,
+            num_prompt=attention.lengths - sampling.indices,
+            samples=sampling.samples,
+            last_tokens=batch.last_tokens,
+        )
+
+    def rows(self, chunks: StepChunks) -> list[Row]:
+        """This step's rows, in packing order."""
+        whole = chunks.whole()
+        return [(place, one, whole[place]) for place, one in zip(self.places, self.sequences, strict=True)]
+
+
 class Packer:
     """Lays out rows: those of one token first, by context length, then longer chunks."""
 
@@ -57,6 +95,19 @@ class Packer:
         if rows[-1][2].num_tokens == 1:
             return self._pack_decodes(rows)
         return self._pack_mixed(rows)
+
+    def pack_steady(self, rows: list[Row], steady: SteadyRows, step: int) -> PackedBatch:
+        """`pack` for rows that decoded before: only positions and tokens are new."""
+        tokens, fed = _single_tokens(rows)
+        starts = steady.offsets + step
+        return self._batch(
+            rows,
+            layout=(starts, steady.slots, starts + 1, steady.bounds, steady.num_prompt),
+            tokens=(np.array(tokens, dtype=np.int64), starts, steady.slots),
+            last_tokens=steady.last_tokens,
+            fed=(fed, [rows[place][2].slot for place in fed]),
+            samples=steady.samples,
+        )
 
     def _pack_decodes(self, rows: list[Row]) -> PackedBatch:
         """One token a row: positions are starts, and each row's last token is the row itself."""
@@ -77,6 +128,7 @@ class Packer:
             tokens=(input_ids, starts, slots),
             last_tokens=self._place_ids[:num_rows],
             fed=(fed, [rows[place][2].slot for place in fed]),
+            samples=self._samples(rows),
         )
 
     def _pack_mixed(self, rows: list[Row]) -> PackedBatch:
@@ -95,6 +147,7 @@ class Packer:
             tokens=(input_ids, positions, np.repeat(slots, counts)),
             last_tokens=torch.from_numpy(offsets[1:] - 1),
             fed=([int(offsets[place + 1]) - 1 for place in fed], [rows[place][2].slot for place in fed]),
+            samples=self._samples(rows),
         )
 
     def _batch(
@@ -104,6 +157,7 @@ class Packer:
         tokens: tuple[IntArray, IntArray, IntArray],
         last_tokens: torch.Tensor,
         fed: tuple[list[int], list[int]],
+        samples: BoolArray,
     ) -> PackedBatch:
         starts, slots, lengths, offsets, num_prompt = layout
         input_ids, positions, token_slots = tokens
@@ -112,8 +166,8 @@ class Packer:
         write_index = positions + shift * self._block_size
         return PackedBatch(
             rows=rows,
-            input_ids=torch.from_numpy(input_ids).unsqueeze(0),
-            position_ids=torch.from_numpy(positions).unsqueeze(0),
+            input_ids=torch.from_numpy(input_ids[None]),
+            position_ids=torch.from_numpy(positions[None]),
             last_tokens=last_tokens,
             attention=AttentionBatch(
                 num_decode_rows=_num_decodes(rows),
@@ -124,7 +178,7 @@ class Packer:
                 block_tables=self._block_tables,
                 write_index=torch.from_numpy(write_index),
             ),
-            sampling=SampleRows(slots, lengths - num_prompt, self._samples(rows)),
+            sampling=SampleRows(slots, lengths - num_prompt, samples),
             fed_positions=fed[0],
             fed_slots=fed[1],
         )

@@ -17,11 +17,12 @@ from pathlib import Path
 import psutil
 import torch
 
+from scheduler_worker.core.chunks import StepChunks
 from scheduler_worker.core.plan import Capacity, Chunk, StepPlan, SwapIn
 from scheduler_worker.engine.attention.base import AttentionBackend, LayerSpec, to_device
 from scheduler_worker.engine.attention.flashinfer import FlashInferBackend, can_use_flashinfer
 from scheduler_worker.engine.attention.sdpa import SdpaBackend
-from scheduler_worker.engine.batch import PackedBatch, Packer
+from scheduler_worker.engine.batch import PackedBatch, Packer, SteadyRows
 from scheduler_worker.engine.block_tables import BlockTables
 from scheduler_worker.engine.checkpoints import (
     BlockCopier,
@@ -79,6 +80,7 @@ class TorchExecutor:
         self._last_ids = torch.zeros(settings.num_slots + 1, dtype=torch.int64, device=self._device)
         self._sequences: dict[str, EngineSequence] = {}
         self._launched: deque[LaunchedStep] = deque()
+        self._steady: SteadyRows | None = None
         if own_logits is not None:
             self._check_against(own_logits)
         self._graphs = self._capture(settings)
@@ -165,6 +167,7 @@ class TorchExecutor:
     def remove(self, seq_id: str) -> None:
         """Forget a sequence that no outstanding plan names. Unknown ids are ignored."""
         sequence = self._sequences.pop(seq_id, None)
+        self._steady = None
         if sequence is not None:
             self._tables.vacate(sequence)
         self._checkpoints.forget(seq_id)
@@ -178,9 +181,9 @@ class TorchExecutor:
     def _start(self, step: LaunchedStep) -> None:
         started = time.perf_counter()
         self._move_blocks(step.plan)
-        self._stage_chunks(step)
+        steady = self._stage(step)
         if step.rows:
-            self._compute(step)
+            self._compute(step, steady)
         step.host_s = time.perf_counter() - started
 
     def _move_blocks(self, plan: StepPlan) -> None:
@@ -211,6 +214,28 @@ class TorchExecutor:
         self._tables.place(sequence, slot, blocks)
         self._sampler.occupy(slot, sequence)
 
+    def _stage(self, step: LaunchedStep) -> SteadyRows | None:
+        """Prepare the step's rows; the rows that were already known, if they are the whole step."""
+        chunks, steady = step.plan.chunks, self._steady
+        if steady is None or not isinstance(chunks, StepChunks) or chunks.others:
+            return self._stage_chunks(step)
+        if chunks.decodes is not steady.source:
+            return self._stage_chunks(step)
+        step.rows = steady.rows(chunks)
+        for sequence in steady.sequences:
+            sequence.num_pending += 1
+        for place, blocks in chunks.growth.items():
+            self._tables.append(self._sequences[chunks.decodes.seq_ids[place]], blocks)
+        return steady
+
+    def _pack(self, step: LaunchedStep, steady: SteadyRows | None) -> PackedBatch:
+        if steady is not None:
+            return self._packer.pack_steady(step.rows, steady, step.plan.step)
+        batch, chunks = self._packer.pack(step.rows), step.plan.chunks
+        if isinstance(chunks, StepChunks) and not chunks.others and not step.failed:
+            self._steady = SteadyRows.of(chunks.decodes, step.plan.step, batch)
+        return batch
+
     def _stage_chunks(self, step: LaunchedStep) -> None:
         sequences = self._sequences
         for place, chunk in enumerate(step.plan.chunks):
@@ -237,9 +262,9 @@ class TorchExecutor:
             return f"{len(sequence.blocks)} blocks do not hold the {end} tokens of {chunk.seq_id}"
         return None
 
-    def _compute(self, step: LaunchedStep) -> None:
+    def _compute(self, step: LaunchedStep, steady: SteadyRows | None) -> None:
         timing = self._start_timing()
-        batch = self._packer.pack(step.rows)
+        batch = self._pack(step, steady)
         captured = self._graphs.run(batch) if self._graphs else None
         if captured is None:
             sampled = self._sampler.sample(self._forward(batch), batch.sampling)
@@ -294,11 +319,13 @@ class TorchExecutor:
         """A row with broken logits: its sequence is over, and what it wrote must not reach others as
         padding."""
         sequence.error = NOT_FINITE
+        self._steady = None
         block_size = self._cache.shape.block_size
         last_block = -(-(chunk.start + chunk.num_tokens) // block_size)
         self._cache.scrub(sequence.blocks[chunk.start // block_size : last_block])
 
     def _undo(self, step: LaunchedStep) -> None:
+        self._steady = None
         for _, sequence, chunk in step.rows:
             sequence.num_pending -= chunk.samples
         for sequence in self._tables.undo_step():

@@ -123,6 +123,7 @@ class Sampler:
     def __init__(self, num_slots: int, vocab_size: int, device: torch.device) -> None:
         self._vocab_size = vocab_size
         self._device = device
+        self._on_host = device.type == "cpu"
         self._needs = np.zeros(num_slots, dtype=np.int64)
         self._needy: set[int] = set()
         self._every = np.arange(num_slots)
@@ -172,7 +173,7 @@ class Sampler:
 
         On the CPU numpy's argmax is about ten times faster than torch's.
         """
-        if self._device.type != "cpu":
+        if not self._on_host:
             peaks, ids = logits.max(-1)
             return ids, peaks
         scores = logits.numpy() if logits.dtype is torch.float32 else logits.float().numpy()
@@ -258,7 +259,7 @@ class Sampler:
         return ids
 
     def _pick(self, weights: torch.Tensor, draws: npt.NDArray[np.float64]) -> torch.Tensor:
-        if self._device.type == "cpu":
+        if self._on_host:
             return torch.from_numpy(pick_on_host(weights.numpy(), draws))
         return pick_on_device(weights, torch.from_numpy(draws).to(self._device, non_blocking=True))
 
@@ -275,7 +276,7 @@ class Sampler:
         that would mean waiting for it, so there all filtered rows are drawn again.
         """
         filtered = np.flatnonzero(needed & Need.FILTER)
-        if not len(filtered) or self._device.type != "cpu":
+        if not len(filtered) or not self._on_host:
             return filtered
         if len(filtered) < len(needed):
             index = self._ids(filtered)

@@ -1,0 +1,96 @@
+"""The engine under the real scheduler, whose plans have the decoding rows by columns."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import pytest
+from transformers import PreTrainedModel
+
+from scheduler_worker.core.plan import RowResult, StepPlan, StepResult
+from scheduler_worker.core.policy import default_policy
+from scheduler_worker.core.scheduler import Scheduler
+from scheduler_worker.core.sequence import SequenceHeader
+from scheduler_worker.engine.batch import Packer
+from scheduler_worker.engine.executor import TorchExecutor
+from scheduler_worker.executor import SequenceInput
+from scheduler_worker.protocol.messages import SamplingParams
+from tests.engine.models import make_executor, make_prompt, reference
+
+GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
+CLASSES = [one.id for one in default_policy().classes]
+
+
+class Served:
+    """A scheduler and an executor, turned by hand at a clock that ticks once a step."""
+
+    def __init__(self, executor: TorchExecutor) -> None:
+        self._executor = executor
+        self._scheduler = Scheduler(default_policy(), executor.capacity)
+        self._in_flight: deque[StepPlan] = deque()
+        self._now = 0.0
+        self.output: dict[str, list[int]] = {}
+
+    def add(self, seq_id: str, prompt: list[int], max_tokens: int) -> None:
+        number = len(self.output)
+        self.output[seq_id] = []
+        class_id = CLASSES[number % len(CLASSES)]
+        self._executor.add(SequenceInput(seq_id, prompt, len(prompt), GREEDY))
+        self._scheduler.add(
+            SequenceHeader(seq_id, class_id, "tenant", number + 1, self._now, len(prompt), max_tokens),
+            self._now,
+        )
+        self._scheduler.claim([seq_id], self._now)
+
+    def turn(self) -> bool:
+        """Launch if there is a plan, collect if there is no room or no plan; False when all is done."""
+        self._now += 0.01
+        plan = self._scheduler.plan_step(self._now)
+        if plan is not None:
+            self._scheduler.begin(plan)
+            self._executor.launch(plan)
+            self._in_flight.append(plan)
+        if len(self._in_flight) >= self._executor.capacity.max_in_flight_steps or plan is None:
+            if not self._in_flight:
+                return False
+            self._collect()
+        return True
+
+    def _collect(self) -> None:
+        self._in_flight.popleft()
+        output = self._executor.collect()
+        rows = tuple(RowResult(one.seq_id, len(one.token_ids), one.stopped, one.error) for one in output.rows)
+        applied = self._scheduler.apply_result(
+            StepResult(output.step, rows, 0.01, output.filled_blocks), self._now
+        )
+        tokens = {one.seq_id: one.token_ids for one in output.rows}
+        for seq_id, num_new in applied.tokens.rows if applied.tokens else ():
+            self.output[seq_id] += tokens[seq_id][:num_new]
+        for seq_id in applied.released:
+            self._executor.remove(seq_id)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_rows_that_decode_on_and_on_equal_generate(
+    llama: PreTrainedModel, depth: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_steady = 0
+    pack_steady = Packer.pack_steady
+
+    def counted(self: Packer, *args: object) -> object:
+        nonlocal num_steady
+        num_steady += 1
+        return pack_steady(self, *args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Packer, "pack_steady", counted)
+    served = Served(make_executor(llama, max_in_flight_steps=depth))
+    wanted = {f"s{number}": (make_prompt(5 + 7 * number, number), 20 + 9 * number) for number in range(5)}
+    for seq_id, (prompt, max_tokens) in wanted.items():
+        served.add(seq_id, prompt, max_tokens)
+        for _ in range(8):
+            served.turn()
+    while served.turn():
+        pass
+
+    assert num_steady > 20
+    assert served.output == {seq_id: reference(llama, *one) for seq_id, one in wanted.items()}
