@@ -48,7 +48,6 @@ EXPLAINING_REASONS: Final[dict[Metric, frozenset[tuple[str, str]]]] = {
 WHOLE_WORKER: Final = frozenset({"batch_limit_changed", "policy_applied", "worker_failed"})
 """Kinds that are about no class; they explain a break only when it followed within a minute."""
 
-BEFORE_THE_BREAK: Final = WHOLE_WORKER | OBSERVED
 GRACE_S: Final = {"policy_applied": 2.0}
 """The page judges by a new policy at once; a worker says up to a second later that it runs it."""
 
@@ -145,7 +144,7 @@ def explanations(log: EventLog, half: BrokenHalf, now: float) -> list[Explanatio
         if key[0] in EXPLAINING_KINDS[half.metric] or key[:2] in EXPLAINING_REASONS[half.metric]:
             concerned = [one for one in events if concerns(one, half.class_id) and _in_time(one, half.since)]
             if concerned:
-                told = concerned[-1 if key[0] in OBSERVED else 0]
+                told = min(concerned, key=lambda one: _telling(one, half.since))
                 found.append(Explanation(event=told, num=len(concerned)))
     return found
 
@@ -190,23 +189,28 @@ def _holders(running: Mapping[str, int]) -> str:
 
 
 def _in_time(event: EventRecord, since: float) -> bool:
-    return event.kind not in BEFORE_THE_BREAK or event.at <= since + GRACE_S.get(event.kind, 0.0)
+    return event.kind not in WHOLE_WORKER or event.at <= since + GRACE_S.get(event.kind, 0.0)
+
+
+def _telling(event: EventRecord, since: float) -> tuple[float, str]:
+    """The least is told: of what happened the first; of what was seen the sight nearest to the break."""
+    return abs(event.at - since) if event.kind in OBSERVED else event.at, event.request_id
 
 
 def _explained(half: BrokenHalf, known: Iterable[Explanation]) -> BrokenHalf:
-    """The half with one explanation a group: of what happened the first event, of what was seen the last."""
+    """The half with one explanation a group."""
     groups: dict[Key, Explanation] = {}
     for one in known:
         key = key_of(one.event)
-        groups[key] = _merged(groups[key], one) if key in groups else one
+        groups[key] = _merged(groups[key], one, half.since) if key in groups else one
     return BrokenHalf(
         class_id=half.class_id, metric=half.metric, since=half.since, explanations=tuple(groups.values())
     )
 
 
-def _merged(one: Explanation, other: Explanation) -> Explanation:
-    choose = max if one.event.kind in OBSERVED else min
-    return Explanation(event=choose(one, other, key=_when).event, num=max(one.num, other.num))
+def _merged(one: Explanation, other: Explanation, since: float) -> Explanation:
+    told = min(one.event, other.event, key=lambda event: _telling(event, since))
+    return Explanation(event=told, num=max(one.num, other.num))
 
 
 def _when(one: Explanation) -> tuple[float, str]:

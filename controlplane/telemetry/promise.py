@@ -52,6 +52,7 @@ def objective_of(one: ClassPolicy) -> Objective:
         ttft_s=one.slo.ttft_s,
         tpot_s=one.slo.tpot_s,
         target=one.slo.target,
+        kept_again=_recovery(one.slo.target),
         governing=governing(one.slo.target),
         max_wait_s=one.max_wait_s,
     )
@@ -98,7 +99,12 @@ def breaks(num: int, num_late: int, target: float) -> bool:
 
 
 def recovers(num: int, num_late: int, target: float) -> bool:
-    return num - num_late >= _needed(num, target + RECOVERY_MARGIN * (1 - target))
+    return num - num_late >= _needed(num, _recovery(target))
+
+
+def _recovery(target: float) -> float:
+    """The share from which a broken promise counts as kept again."""
+    return target + RECOVERY_MARGIN * (1 - target)
 
 
 def _needed(num: int, share: float) -> float:

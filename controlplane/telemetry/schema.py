@@ -23,11 +23,14 @@ class Percentiles(Struct, frozen=True, kw_only=True):
 
 
 class Objective(Struct, frozen=True, kw_only=True):
-    """A class's promise, from the policy. `governing` is the percentile that it is shown by; the attainment judges."""
+    """A class's promise, from the policy. `governing` is the percentile that it is shown by; the attainment judges.
+    `kept_again` is the share from which a broken promise counts as kept.
+    """
 
     ttft_s: float
     tpot_s: float
     target: float
+    kept_again: float
     governing: Literal["p50", "p95", "p99"]
     max_wait_s: float
 

@@ -99,7 +99,7 @@ function classLive(shape: Shape, now: number): ClassLive {
     rank: shape.rank,
     color: shape.rank,
     weight: shape.weight,
-    objective: { ttft_s: shape.ttft[0], tpot_s: shape.tpot[0], target: shape.target, governing: shape.target > 0.95 ? 'p99' : 'p95', max_wait_s: shape.wait },
+    objective: { ttft_s: shape.ttft[0], tpot_s: shape.tpot[0], target: shape.target, kept_again: shape.target + 0.1 * (1 - shape.target), governing: shape.target > 0.95 ? 'p99' : 'p95', max_wait_s: shape.wait },
     window_s: 300,
     ttft: isEmpty ? none : spread(shape.ttft[1] * (shape.id === 'high' ? slow : 1), 0.01),
     tpot: isEmpty ? none : spread(shape.tpot[1] * 1.14, 0.01),

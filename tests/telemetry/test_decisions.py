@@ -255,6 +255,17 @@ def test_steps_in_time_or_of_other_classes_explain_no_late_tokens(step_p50_s: fl
     assert seen(broken_tpot(step_p50_s, class_id), 100).verdict.causes == ()
 
 
+def test_what_was_seen_only_after_the_break_explains_why_it_lasts() -> None:
+    one = fold()
+    one.take(worker(99))
+    one.take(gateway(100, finished=tuple(ended(99 + n / 100, 0.05, 0.03) for n in range(30))))
+    one.tick(T0 + 100)
+    for at in (110, 112):
+        one.take(worker(at, num_steps=9, step_p50_s=0.05, num_running=1, rows=(row("r1"),)))
+        one.tick(T0 + at)
+    assert [cause.at - T0 for cause in seen(one, 113).verdict.causes] == [110]
+
+
 def rules(low: dict[str, Any], lowest: dict[str, Any]) -> Policy:
     slo = {"ttft_s": 1, "tpot_s": 1}
     return policy(

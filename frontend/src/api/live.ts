@@ -16,6 +16,7 @@ export interface Objective {
   ttft_s: number;
   tpot_s: number;
   target: number;
+  kept_again: number;
   governing: Percentile;
   max_wait_s: number;
 }

@@ -12,7 +12,7 @@ export function aClass(id: string, changes: Partial<ClassLive> = {}): ClassLive 
     rank: 0,
     color: 0,
     weight: 60,
-    objective: { ttft_s: 0.8, tpot_s: 0.04, target: 0.99, governing: 'p99', max_wait_s: 2 },
+    objective: { ttft_s: 0.8, tpot_s: 0.04, target: 0.99, kept_again: 0.991, governing: 'p99', max_wait_s: 2 },
     window_s: 300,
     ttft: { p50: 0.2, p95: 0.4, p99: 0.57, num: 400 },
     tpot: { p50: 0.022, p95: 0.03, p99: 0.0346, num: 400 },

@@ -29,7 +29,16 @@ describe('a broken promise', () => {
   });
 
   it('says what was measured, over which window, of how many', () => {
-    expect(brokenFact(BROKEN, 300)).toBe('Last 5 min: 91.2 %; 317 of 3,604 came late.');
+    expect(brokenFact(BROKEN, aClass('high', { tpot_state: late }), 300)).toBe('Last 5 min: 91.2 %; 317 of 3,604 came late.');
+  });
+
+  it('says that it recovers, and from where on it is kept, instead of contradicting its share', () => {
+    const state = { ...late, attainment: 0.9902 };
+    const high = aClass('high', { attainment: 0.9902, tpot_state: state });
+    expect(brokenFact({ ...BROKEN, attainment: 0.9902, num_late: 4, num_requests: 410 }, high, 300)).toBe(
+      'Last 5 min: 99 %; 4 of 410 came late. Recovering: kept again from 99.1 %.',
+    );
+    expect(promiseLine(high, NOW, false)).toBe('TPOT broken 4 min 20 s, recovering');
   });
 
   it('says what the other classes do', () => {
@@ -61,7 +70,7 @@ describe('a quiet page', () => {
 
   it('lets the attainment speak where the percentile is stricter than the promise', () => {
     const low = aClass('low', {
-      objective: { ttft_s: 10, tpot_s: 0.3, target: 0.9, governing: 'p95', max_wait_s: 60 },
+      objective: { ttft_s: 10, tpot_s: 0.3, target: 0.9, kept_again: 0.91, governing: 'p95', max_wait_s: 60 },
       ttft: { p50: 4, p95: 12, p99: 14, num: 400 },
     });
     const snapshot = aSnapshot({ classes: [low], verdict: aVerdict({ class_id: 'low', metric: 'ttft', attainment: 0.93 }) });

@@ -29,9 +29,10 @@ export function brokenHeadline(verdict: Verdict, lastSeenAt: number | null): str
 }
 
 /** "Last 5 min: 91.2 %; 317 of 3,604 came late." */
-export function brokenFact(verdict: Verdict, windowS: number): string {
+export function brokenFact(verdict: Verdict, one: ClassLive | null, windowS: number): string {
   const share = verdict.attainment === null ? '' : `${percent(verdict.attainment)}; `;
-  return `Last ${duration(windowS)}: ${share}${count(verdict.num_late)} of ${count(verdict.num_requests)} came late.`;
+  const again = one !== null && isRecovering(one) ? ` Recovering: kept again from ${percent(one.objective.kept_again, 2)}.` : '';
+  return `Last ${duration(windowS)}: ${share}${count(verdict.num_late)} of ${count(verdict.num_requests)} came late.${again}`;
 }
 
 /** "normal and low keep their promises."; who else does not, if anyone. */
@@ -104,7 +105,13 @@ export function promiseLine(one: ClassLive, now: number, isOld: boolean): string
   const names = second === undefined ? metricName(first) : 'both';
   if (isOld) return `${names} ${second === undefined ? 'was' : 'were'} broken`;
   const since = Math.min(...broken.map((metric) => stateOf(one, metric).broken_since ?? now));
-  return `${names} broken ${duration(now - since)}`;
+  return `${names} broken ${duration(now - since)}${isRecovering(one) ? ', recovering' : ''}`;
+}
+
+/** Every share has reached its target again, but not yet the one from which the promise counts as kept. */
+export function isRecovering(one: ClassLive): boolean {
+  const shares = [one.attainment, one.ttft_state.attainment, one.tpot_state.attainment];
+  return !keepsBoth(one) && shares.every((share) => share === null || share >= one.objective.target);
 }
 
 /** Below its target and not broken: so few requests that others may still keep the promise. */

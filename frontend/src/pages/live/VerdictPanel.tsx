@@ -52,7 +52,7 @@ function Broken({ snapshot, state }: Props) {
         )}
         <p className="fact">
           {one === null || verdict.metric === null ? null : `Promised: ${words.promised(one, verdict.metric)}. `}
-          {words.brokenFact(verdict, one?.window_s ?? 300)}
+          {words.brokenFact(verdict, one, one?.window_s ?? 300)}
           <br />
           {words.othersLine(snapshot)}
         </p>
