@@ -1,14 +1,16 @@
-"""The courier: carries claims and tokens to Redis, in order, beside the step loop.
+"""The courier: carries claims and tokens to Redis, in order.
 
-One thread and one connection, so that the loop's orders take effect in their order. Every order
-is idempotent and repeated through outages; the loop is held back when too many wait. The lease is renewed by
-orders only, and so only by the loop's progress.
+One thread and one connection, so that the loop's orders take effect in their order. Every order is idempotent and
+repeated through outages. The lease is renewed by orders only, and so only by the loop's progress. It works in a
+process of its own (`courier_process`), where it takes no time from the loop.
 """
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
+from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from queue import SimpleQueue
@@ -21,15 +23,15 @@ from scheduler_worker.protocol import scripts
 from scheduler_worker.protocol.messages import Frame, FrameRow
 from scheduler_worker.worker import transport
 from scheduler_worker.worker.clock import RedisClock
-from scheduler_worker.worker.inbox import ClaimsHeld, ClaimsLost, ClaimsSettled, HelperThread, Inbox
+from scheduler_worker.worker.inbox import ClaimsHeld, ClaimsLost, ClaimsSettled, HelperThread, Receiver
 
-MAX_QUEUED_STEPS: Final = 4
+SYNCHRONIZE_EVERY_S: Final = 1.0
 _NEVER: Final = float("-inf")
 
 
 class OutgoingRow(NamedTuple):
-    """A row of a step for `gateway`. `tokens` is the sequence's whole output so far, to which the loop only
-    appends: from there the courier fills in what Redis turns out to lack."""
+    """A row of a step for `gateway`. `tokens` is the sequence's whole output so far, which only grows: from there
+    the courier fills in what Redis turns out to lack."""
 
     gateway: str
     row: FrameRow
@@ -37,21 +39,28 @@ class OutgoingRow(NamedTuple):
 
 
 class Courier(HelperThread):
-    """Orders go in from the loop; what became of them goes to the inbox."""
+    """Orders go in; what became of them goes to the inbox. `on_progress` learns, after each order, how many are
+    done and the monotonic instant until which the lease surely lasts."""
 
     def __init__(
-        self, client: redis.Redis, clock: RedisClock, inbox: Inbox, pool: str, worker: str, lease_s: float
+        self,
+        client: redis.Redis,
+        clock: RedisClock,
+        inbox: Receiver,
+        pool: str,
+        worker: str,
+        lease_s: float,
+        on_progress: Callable[[int, float], None],
     ) -> None:
         super().__init__("courier", inbox)
         self._client, self._clock = client, clock
         self._pool, self._worker, self._lease_s = pool, worker, lease_s
+        self._on_progress = on_progress
         self._orders: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._num_ordered = self._num_done = 0
-        self._space = threading.Event()
+        self._num_done = 0
         self._give_up = threading.Event()
-        self._last_order_at = _NEVER
-        self.lease_ends_at = _NEVER
-        """Monotonic instant until which the lease surely lasts."""
+        self._lease_ends_at = _NEVER
+        self._synchronize_at = _NEVER
 
     def claim(self, request_ids: tuple[str, ...]) -> None:
         """Try to take these; the outcome arrives as `ClaimsSettled`."""
@@ -64,25 +73,6 @@ class Courier(HelperThread):
     def renew(self) -> None:
         """Renew the lease; what we hold arrives as `ClaimsHeld`."""
         self._order(self._renew)
-
-    def renew_if_due(self, every_s: float) -> None:
-        """Renew when nothing was ordered for `every_s`."""
-        if time.monotonic() - self._last_order_at >= every_s:
-            self.renew()
-
-    @property
-    def num_queued(self) -> int:
-        """Orders not yet carried out."""
-        return self._num_ordered - self._num_done
-
-    def wait_for_space(self, timeout_s: float) -> bool:
-        """Hold the loop back while `MAX_QUEUED_STEPS` orders wait; whether there is room now."""
-        if self.num_queued < MAX_QUEUED_STEPS:
-            return True
-        self._space.clear()
-        if self.num_queued >= MAX_QUEUED_STEPS:
-            self._space.wait(timeout_s)
-        return self.num_queued < MAX_QUEUED_STEPS
 
     def leave(self, timeout_s: float) -> None:
         """Carry out what is ordered, give back all claims, end the lease. Gives up after `timeout_s`."""
@@ -100,22 +90,26 @@ class Courier(HelperThread):
             except transport.Stopped:
                 return
             self._num_done += 1
-            self._space.set()
+            self._on_progress(self._num_done, self._lease_ends_at)
 
     def _order(self, order: Callable[[], None]) -> None:
-        self._num_ordered += 1
-        self._last_order_at = time.monotonic()
         self._orders.put(order)
 
     def _run(self, call: scripts.Call[scripts.T]) -> scripts.T:
         """Through outages. The lease counts from the last time that the script was sent."""
 
         def once() -> tuple[float, scripts.T]:
+            self._keep_time()
             return time.monotonic(), transport.run(self._client, call)
 
         sent_at, reply = transport.persist("the courier", once, self._give_up)
-        self.lease_ends_at = sent_at + self._lease_s
+        self._lease_ends_at = sent_at + self._lease_s
         return reply
+
+    def _keep_time(self) -> None:
+        if time.monotonic() >= self._synchronize_at:
+            transport.synchronize(self._client, self._clock)
+            self._synchronize_at = time.monotonic() + SYNCHRONIZE_EVERY_S
 
     def _claim(self, request_ids: tuple[str, ...]) -> None:
         won = self._run(scripts.claim(self._pool, self._worker, request_ids, self._lease_s))
@@ -126,7 +120,7 @@ class Courier(HelperThread):
 
     def _retire(self) -> None:
         self._run(scripts.retire(self._pool, self._worker))
-        self.lease_ends_at = _NEVER
+        self._lease_ends_at = _NEVER
 
     def _publish(self, step: int, rows: list[OutgoingRow]) -> None:
         while rows:
@@ -177,3 +171,11 @@ def _starting_at(one: OutgoingRow, offset: int) -> OutgoingRow | None:
     tokens = tuple(one.tokens[offset:end])
     changed = msgspec.structs.replace(row, offset=min(offset, end), token_ids=tokens, logprobs=logprobs)
     return OutgoingRow(one.gateway, changed, one.tokens)
+
+
+def unpack_tokens(data: bytes) -> array[int]:
+    """Little-endian uint32, as the messages carry token ids."""
+    tokens = array("I", data)
+    if sys.byteorder == "big":
+        tokens.byteswap()
+    return tokens

@@ -6,29 +6,28 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
+
+from msgspec import Struct
 
 from scheduler_worker.protocol.messages import PolicyAnnouncement
 from scheduler_worker.protocol.scripts import Change, Claimed, Mirror
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimsSettled:
+class ClaimsSettled(Struct, frozen=True, tag=True):
     """The answer to one claim: the `asked` that are not among `won` went elsewhere."""
 
     asked: tuple[str, ...]
     won: tuple[Claimed, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimsLost:
+class ClaimsLost(Struct, frozen=True, tag=True):
     """Requests, with their attempts, that another worker may hold by now."""
 
     attempts: dict[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimsHeld:
+class ClaimsHeld(Struct, frozen=True, tag=True):
     """All claims that Redis holds for us, with their attempts, as of the messages before this one."""
 
     attempts: dict[str, int]
@@ -59,6 +58,12 @@ class ThreadFailed:
 News: TypeAlias = (
     Change | Mirror | ClaimsSettled | ClaimsLost | ClaimsHeld | PolicyNews | DrainingChanged | ThreadFailed
 )
+
+
+class Receiver(Protocol):
+    """Whoever wants the news: the loop's inbox, or a way to another process."""
+
+    def put(self, news: News) -> None: ...
 
 
 class Inbox:
@@ -92,7 +97,7 @@ class Inbox:
 class HelperThread(threading.Thread):
     """A daemon thread whose unexpected end is the loop's to know."""
 
-    def __init__(self, name: str, inbox: Inbox) -> None:
+    def __init__(self, name: str, inbox: Receiver) -> None:
         super().__init__(name=name, daemon=True)
         self._inbox = inbox
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import threading
 import time
 from array import array
@@ -25,7 +24,8 @@ from scheduler_worker.executor import Executor, OutOfMemory, RowOutput, Sequence
 from scheduler_worker.protocol.messages import FrameRow, Header, PolicyAnnouncement, Timings
 from scheduler_worker.protocol.scripts import Change, ChangeOp, Claimed, Mirror
 from scheduler_worker.worker.clock import RedisClock
-from scheduler_worker.worker.courier import Courier, OutgoingRow
+from scheduler_worker.worker.courier import unpack_tokens
+from scheduler_worker.worker.courier_process import CourierProcess, GatewayRow
 from scheduler_worker.worker.inbox import (
     ClaimsHeld,
     ClaimsLost,
@@ -54,10 +54,9 @@ class WorkerFailed(RuntimeError):
 
 @dataclass(slots=True, eq=False)
 class Held:
-    """A claimed request: `tokens` is all its output so far, of which `num_sent` are given to the courier."""
+    """A claimed request, of whose output `num_sent` tokens are given to the courier."""
 
     header: Header
-    tokens: list[int]
     num_sent: int
     claimed_at: float
 
@@ -69,7 +68,7 @@ class StepLoop:
         self,
         scheduler: SchedulerVerbs,
         executor: Executor,
-        courier: Courier,
+        courier: CourierProcess,
         inbox: Inbox,
         clock: RedisClock,
         policy: Policy,
@@ -92,7 +91,7 @@ class StepLoop:
         self._num_failed_steps = 0
         self._stats = LoopStats()
         self._next_report = float("inf")  # until the queue is mirrored
-        self._out: list[OutgoingRow] = []
+        self._out: list[GatewayRow] = []
 
     # --- the turn
 
@@ -220,7 +219,6 @@ class StepLoop:
             return
         tokens = output.token_ids[:num_new]
         self._stats.count_tokens(held.header.class_id, num_new)
-        held.tokens.extend(tokens)
         if ended is None:
             self._add_row(held, tokens, logprobs=output)
         else:
@@ -255,7 +253,7 @@ class StepLoop:
             timings=timings,
         )
         held.num_sent += len(tokens)
-        self._out.append(OutgoingRow(held.header.gateway, row, held.tokens))
+        self._out.append((held.header.gateway, row))
 
     def _send(self, step: int) -> None:
         """One publication a step; a step without tokens is progress as well."""
@@ -369,8 +367,8 @@ class StepLoop:
     def _receive(self, claimed: Claimed) -> None:
         """A request is ours now: compute it, or end it with the reason why not."""
         header, now = claimed.header, self._clock.now()
-        generated = _token_ids(claimed.token_ids)
-        held = Held(header, list(generated), len(generated), now)
+        generated = unpack_tokens(claimed.token_ids)
+        held = Held(header, len(generated), now)
         waited = self._waiting.pop(header.request_id, None)
         if (ending := self._why_not(claimed)) is not None:
             self._impossible.pop(header.request_id, None)
@@ -397,7 +395,7 @@ class StepLoop:
 
     def _introduce(self, claimed: Claimed, generated: array[int]) -> None:
         assert claimed.payload is not None
-        prompt = _token_ids(claimed.payload.token_ids)
+        prompt = unpack_tokens(claimed.payload.token_ids)
         self._executor.add(
             SequenceInput(
                 seq_id=claimed.header.request_id,
@@ -467,11 +465,3 @@ def to_core(header: Header) -> SequenceHeader:
         attempt=header.attempt,
         arm=header.arm,
     )
-
-
-def _token_ids(data: bytes) -> array[int]:
-    """Little-endian uint32 as Python's unsigned ints."""
-    tokens = array("I", data)
-    if sys.byteorder == "big":
-        tokens.byteswap()
-    return tokens

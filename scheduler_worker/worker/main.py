@@ -22,7 +22,7 @@ from scheduler_worker.protocol.messages import EventRecord
 from scheduler_worker.worker import settings as worker_settings
 from scheduler_worker.worker import transport
 from scheduler_worker.worker.clock import RedisClock
-from scheduler_worker.worker.courier import Courier
+from scheduler_worker.worker.courier_process import CourierProcess
 from scheduler_worker.worker.device import meter_for
 from scheduler_worker.worker.follower import Follower
 from scheduler_worker.worker.inbox import Inbox
@@ -118,8 +118,8 @@ class _Worker:
     def _start(self) -> StepLoop:
         settings, policy = self._settings, default_policy()
         scheduler = Scheduler(policy, self._executor.capacity)
-        self._courier = Courier(
-            self._connect(), self._clock, self._inbox, settings.pool, settings.worker_id, keys.WORKER_LEASE_S
+        self._courier = CourierProcess(
+            settings.redis_url, self._inbox, settings.pool, settings.worker_id, keys.WORKER_LEASE_S
         )
         self._follower = Follower(self._connect(), self._inbox, settings.pool)
         self._reporter = self._make_reporter()
