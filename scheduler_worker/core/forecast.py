@@ -43,35 +43,48 @@ class ArrivalRate:
         """Work arrived."""
         if self._began_at is None:
             self._began_at = now
-        self._sums = [known * exp((self._at - now) / m) + cost for known, m in zip(self._sums, MEMORIES_S, strict=True)]
+        self._sums = [
+            known * exp((self._at - now) / m) + cost for known, m in zip(self._sums, MEMORIES_S, strict=True)
+        ]
         self._at = now
 
     def value(self, now: float) -> float:
-        """Cost tokens per second."""
+        """Cost tokens per second, by the memory that says more."""
+        return max(self._rates(now), default=0.0)
+
+    def lasting(self, now: float) -> float:
+        """Cost tokens per second, by the long memory."""
+        return self._rates(now)[-1] if self._began_at is not None else 0.0
+
+    def _rates(self, now: float) -> list[float]:
         if self._began_at is None:
-            return 0.0
+            return []
         age_s = max(now - self._began_at, MIN_AGE_S)
         fade = [exp((self._at - now) / m) / (m * (1.0 - exp(-age_s / m))) for m in MEMORIES_S]
-        return max(known * one for known, one in zip(self._sums, fade, strict=True))
+        return [known * one for known, one in zip(self._sums, fade, strict=True)]
 
 
 class Forecast:
     """Learns from what passes; answers `admission.decide`'s questions."""
 
     def __init__(self) -> None:
-        self._arrivals: dict[str, ArrivalRate] = {}
+        self._accepted: dict[str, ArrivalRate] = {}
+        self._offered: dict[str, ArrivalRate] = {}
         self._lengths: dict[str, OutputLengths] = {}
         self._num_accepted = 0
-        self._mean_prompt = FIRST_PROMPT_TOKENS
-        self._mean_output = FIRST_PROMPT_TOKENS
+        self._mean = admission.MeanRequest(FIRST_PROMPT_TOKENS, FIRST_PROMPT_TOKENS, FIRST_PROMPT_TOKENS)
 
     def accepted(self, ask: admission.Ask, cost: float, now: float) -> None:
         """A request came in."""
-        self._arrivals.setdefault(ask.class_id, ArrivalRate()).add(cost, now)
+        self._accepted.setdefault(ask.class_id, ArrivalRate()).add(cost, now)
         self._num_accepted += 1
-        weight = max(SIZE_WEIGHT, 1.0 / self._num_accepted)
-        self._mean_prompt += weight * (ask.num_prompt_tokens - self._mean_prompt)
-        self._mean_output += weight * (ask.num_output_tokens - self._mean_output)
+        weight, mean = max(SIZE_WEIGHT, 1.0 / self._num_accepted), self._mean
+        self._mean = admission.MeanRequest(
+            mean.num_prompt_tokens + weight * (ask.num_prompt_tokens - mean.num_prompt_tokens),
+            mean.num_output_tokens + weight * (ask.num_output_tokens - mean.num_output_tokens),
+            mean.num_long_tokens
+            + weight * ((ask.num_long_tokens or ask.num_output_tokens) - mean.num_long_tokens),
+        )
 
     def ended(self, class_id: str, num_output_tokens: int) -> None:
         """An answer ended by itself or by its limit."""
@@ -79,8 +92,9 @@ class Forecast:
 
     def ask(self, class_id: str, num_prompt_tokens: int, max_tokens: int) -> admission.Ask:
         """The request as admission sees it, with the answer that is to be expected."""
-        expected = self._lengths.setdefault(class_id, OutputLengths()).expected(max_tokens)
-        return admission.Ask(class_id, num_prompt_tokens, expected)
+        lengths = self._lengths.setdefault(class_id, OutputLengths())
+        mean, most = lengths.mean(max_tokens), lengths.expected(max_tokens)
+        return admission.Ask(class_id, num_prompt_tokens, mean, num_long_tokens=most)
 
     def decide(
         self,
@@ -91,8 +105,10 @@ class Forecast:
         num_doors: int,
         now: float,
     ) -> admission.Admitted | admission.Refused:
-        """Whether the request may enter; `load` is what waits in the pool, before this request."""
-        rate = admission.pool_rate(policy, workers, self._mean_prompt, self._mean_output)
+        """Whether the request may enter; `load` is what waits in the pool, before this request. Asked once each."""
+        cost = admission.request_cost(policy, ask)
+        self._offered.setdefault(ask.class_id, ArrivalRate()).add(cost, now)
+        rate = admission.rate_for(policy, policy.find(ask.class_id), workers, self._mean)
         prefill_s = min((one.cost_model.prefill_s(ask.num_prompt_tokens) for one in workers), default=0.0)
         return admission.decide(policy, ask, self._demands(policy, load, num_doors, now), rate, prefill_s)
 
@@ -107,11 +123,13 @@ class Forecast:
             except KeyError:
                 continue
             sums[served_as] = Waiting(sums[served_as].num + num, sums[served_as].cost + cost)
-        return {
-            class_id: admission.Demand(num, cost, self._arriving(class_id, now) * num_doors)
-            for class_id, (num, cost) in sums.items()
-        }
+        return {class_id: self._demand(class_id, one, num_doors, now) for class_id, one in sums.items()}
 
-    def _arriving(self, class_id: str, now: float) -> float:
-        rate = self._arrivals.get(class_id)
-        return rate.value(now) if rate is not None else 0.0
+    def _demand(self, class_id: str, waits: Waiting, num_doors: int, now: float) -> admission.Demand:
+        accepted, offered = self._accepted.get(class_id), self._offered.get(class_id)
+        return admission.Demand(
+            waits.num,
+            waits.cost,
+            accepted.value(now) * num_doors if accepted else 0.0,
+            offered.lasting(now) * num_doors if offered else 0.0,
+        )

@@ -29,9 +29,7 @@ class Slo(_Section):
     """A class's promise: `target` is the share of requests that meet TTFT and TPOT, both."""
 
     ttft_s: Seconds = Field(title="TTFT objective", description="Time from arrival to the first token.")
-    tpot_s: Seconds = Field(
-        title="TPOT objective", description="Mean time per output token after the first."
-    )
+    tpot_s: Seconds = Field(title="TPOT objective", description="Mean time per output token after the first.")
     target: Share = Field(
         default=0.99, title="Promised for", description="Share of requests that meet both objectives."
     )
@@ -39,7 +37,9 @@ class Slo(_Section):
         default=None, title="End-to-end objective", description="Time from arrival to the last token."
     )
     e2e_target: Share | None = Field(
-        default=None, title="End-to-end promised for", description="Share that meets the end-to-end objective."
+        default=None,
+        title="End-to-end promised for",
+        description="Share that meets the end-to-end objective.",
     )
 
 
@@ -87,7 +87,9 @@ class ClassPolicy(_Section):
         default=None, title="Prompts longer than", description="Are refused. Empty: the model's context."
     )
     max_output_tokens: Tokens | None = Field(
-        default=None, title="Answers at most", description="A larger max_tokens is refused. Empty: the context."
+        default=None,
+        title="Answers at most",
+        description="A larger max_tokens is refused. Empty: the context.",
     )
     preemption: Preemption = Preemption()
 
@@ -253,7 +255,11 @@ def check_policy(document: Mapping[str, Any]) -> Policy:
 
 
 def default_policy() -> Policy:
-    """The scenario's three classes: 70/20/10, first token in 100, 300 and 500 ms."""
+    """The scenario's three classes: 70/20/10, first token in 100, 300 and 500 ms.
+
+    Low is refused when it would miss its objective: what it would take, beyond that, others could use. A prompt may
+    fill a step: the objectives bound it anyway, and a smaller chunk made short prompts wait behind long ones.
+    """
     return Policy(
         classes=(
             ClassPolicy(
@@ -264,8 +270,9 @@ def default_policy() -> Policy:
                 preemption=Preemption(preemptible=False),
             ),
             ClassPolicy(id="medium", rank=1, weight=20, slo=Slo(ttft_s=0.3, tpot_s=0.05)),
-            ClassPolicy(id="low", rank=2, weight=10, slo=Slo(ttft_s=0.5, tpot_s=0.1)),
-        )
+            ClassPolicy(id="low", rank=2, weight=10, slo=Slo(ttft_s=0.5, tpot_s=0.1), admit_on="ttft"),
+        ),
+        step=Step(max_chunk_tokens=2048),
     )
 
 

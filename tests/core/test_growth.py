@@ -25,6 +25,16 @@ def test_the_expectation_is_the_p90_and_never_more_than_allowed() -> None:
     assert (known.expected(1000), known.expected(40)) == (90, 40)
 
 
+def test_the_mean_is_a_mean_of_the_last_answers_and_never_more_than_allowed() -> None:
+    known = observed(*[1000] * 512, *range(1, 513))
+    assert (known.mean(1000), known.mean(40)) == (256, 40)
+
+
+def test_the_mean_is_the_limit_where_answers_run_to_it_and_the_prior_before_any_ended() -> None:
+    assert observed(*[50] * 20, at_limit=True).mean(700) == 700
+    assert OutputLengths().mean(100_000) == PRIOR_TOKENS
+
+
 def test_only_the_last_answers_count() -> None:
     known = observed(*[1000] * 512, *[10] * 512)
     assert known.p90 == 10

@@ -33,8 +33,9 @@ BOUND_S = 5.0
 
 
 def policy(bound_s: float = BOUND_S) -> Policy:
-    """A short bound, so that short runs reach it."""
-    classes = tuple(one.model_copy(update={"max_wait_s": bound_s}) for one in default_policy().classes)
+    """A short bound, so that short runs reach it, and nobody refused for an objective."""
+    changes = {"max_wait_s": bound_s, "admit_on": "max_wait"}
+    classes = tuple(one.model_copy(update=changes) for one in default_policy().classes)
     return default_policy().model_copy(update={"classes": classes})
 
 
@@ -150,18 +151,16 @@ def told_late(history: History) -> set[str]:
 
 
 @pytest.mark.skipif(not AZURE.exists(), reason="the shared traces are not on this machine")
-@pytest.mark.parametrize("rate_rps", [50.0, 90.0])
+@pytest.mark.parametrize("rate_rps", [50.0, 70.0, 90.0])
 def test_the_azure_trace_is_served_within_bounds(rate_rps: float) -> None:
     assert longest_wait_s(run(warmed_up(AZURE, rate_rps))) <= BOUND_S
 
 
 @pytest.mark.skipif(not ARENA.exists(), reason="the shared traces are not on this machine")
 @pytest.mark.parametrize(("trace", "rate_rps"), [(AZURE, 150.0), (ARENA, 200.0)])
-def test_load_that_jumps_fivefold_within_a_bound_stays_within_the_margin(
-    trace: Path, rate_rps: float
-) -> None:
-    """Who was accepted on what more urgent classes left idle is overtaken by the jump: by 30 % of the bound at most."""
-    assert longest_wait_s(run(warmed_up(trace, rate_rps))) <= 1.3 * BOUND_S
+def test_load_that_jumps_fivefold_is_served_within_bounds(trace: Path, rate_rps: float) -> None:
+    """Who was accepted on what more urgent classes left idle is overtaken by the jump, and still in time."""
+    assert longest_wait_s(run(warmed_up(trace, rate_rps))) <= BOUND_S
 
 
 @pytest.mark.skipif(not AZURE.exists(), reason="the shared traces are not on this machine")
