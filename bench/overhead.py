@@ -1,8 +1,9 @@
 """What one step costs beside the model: `python -m bench.overhead`.
 
 Overhead is the loop's wall time minus the time inside `model.forward`: claiming, planning, booking and
-applying by the real scheduler, packing, attention planning, sampling and the report. All rows decode; only
-Redis is missing.
+applying by the real scheduler, packing, attention planning, sampling and the report. All rows decode.
+`engine` is that without Redis; `worker` is the worker's own loop, which also turns tokens into rows for the
+gateways, hands them to its courier and closes telemetry, on a real Valkey that this command starts.
 """
 
 from __future__ import annotations
@@ -10,11 +11,17 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import tempfile
 import time
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import transformers
 
+from controlplane.embedded.services import EmbeddedServices
 from scheduler_worker.core.plan import RowResult, StepResult
 from scheduler_worker.core.policy import default_policy
 from scheduler_worker.core.scheduler import Scheduler
@@ -23,10 +30,19 @@ from scheduler_worker.engine.executor import TorchExecutor
 from scheduler_worker.engine.loading import describe
 from scheduler_worker.engine.settings import EngineSettings
 from scheduler_worker.executor import SequenceInput
-from scheduler_worker.protocol.messages import SamplingParams
+from scheduler_worker.protocol import keys, scripts
+from scheduler_worker.protocol.messages import Header, Payload, SamplingParams
+from scheduler_worker.worker import transport
+from scheduler_worker.worker.clock import RedisClock
+from scheduler_worker.worker.courier_process import CourierProcess
+from scheduler_worker.worker.inbox import Inbox
+from scheduler_worker.worker.loop import StepLoop
+from scheduler_worker.worker.stats import LoopStats
 
 BLOCK_SIZE = 16
 PROMPT_TOKENS = 100
+MAX_TOKENS = 900
+POOL = "bench"
 SAMPLING = {
     "greedy": SamplingParams(temperature=0.0, ignore_eos=True),
     "temperature": SamplingParams(temperature=0.8, seed=1, ignore_eos=True),
@@ -57,8 +73,7 @@ class Loop:
         self._scheduler = Scheduler(default_policy(), executor.capacity)
         self._ids = [f"{batch}-{number}" for number in range(batch)]
         for number, seq_id in enumerate(self._ids):
-            prompt = [(7 + number * 31 + i) % 1000 for i in range(PROMPT_TOKENS)]
-            executor.add(SequenceInput(seq_id, prompt, PROMPT_TOKENS, sampling))
+            executor.add(SequenceInput(seq_id, _prompt(number), PROMPT_TOKENS, sampling))
             self._scheduler.add(_header(seq_id, number), time.monotonic())
         while self.step()[2] < batch:
             pass
@@ -86,28 +101,118 @@ class Loop:
             self._executor.remove(seq_id)
 
 
+class WorkerLoop:
+    """The worker's own step loop and courier; no request arrives but those that are here from the start."""
+
+    def __init__(self, executor: TorchExecutor, batch: int, sampling: SamplingParams, redis_url: str) -> None:
+        self._executor = executor
+        self._client = transport.connect(redis_url)
+        self._client.flushall()
+        self._clock = RedisClock()
+        transport.synchronize(self._client, self._clock)
+        self._ids = [self._enqueue(f"{batch}-{number}", number, sampling) for number in range(batch)]
+        scheduler, self._inbox = Scheduler(default_policy(), executor.capacity), Inbox()
+        self._inbox.put(transport.run(self._client, scripts.mirror(POOL)))
+        self._courier = CourierProcess(redis_url, self._inbox, POOL, "bench", keys.WORKER_LEASE_S)
+        self._courier.start()
+        self._closed: list[LoopStats] = []
+        self._loop = StepLoop(
+            scheduler,
+            executor,
+            self._courier,
+            self._inbox,
+            self._clock,
+            default_policy(),
+            self._closed.append,
+            scheduler.cost_model.to_dict,
+            "bench",
+        )
+
+    def _enqueue(self, seq_id: str, number: int, sampling: SamplingParams) -> str:
+        tokens = array("I", _prompt(number)).tobytes()
+        header = Header(
+            request_id=seq_id,
+            class_id=_class_id(number),
+            tenant=f"tenant-{number % 4}",
+            gateway="gateway",
+            arrived_at=self._clock.now(),
+            num_prompt_tokens=PROMPT_TOKENS,
+            max_tokens=MAX_TOKENS,
+        )
+        payload = Payload(request_id=seq_id, token_ids=tokens, sampling=sampling)
+        transport.run(self._client, scripts.enqueue(POOL, header, payload))
+        return seq_id
+
+    def run(self, steps: int) -> list[float]:
+        """Overheads in seconds of the last so many steps, all of them of the whole batch."""
+        loop, wanted = self._loop, len(self._ids) * (MAX_TOKENS // 2)
+        while sum(sum(one.num_generated_tokens.values()) for one in self._closed) < wanted:
+            loop.turn()
+            if len(self._closed) > 4 and sum(len(one.overheads_s) for one in self._closed) > 2 * steps:
+                break
+        return [overhead for one in self._closed for overhead in one.overheads_s][-steps:]
+
+    def close(self) -> None:
+        self._loop.finish_steps()
+        self._courier.leave(2.0)
+        for seq_id in self._ids:
+            self._executor.remove(seq_id)
+        self._client.close()
+
+
+def _prompt(number: int) -> list[int]:
+    return [(7 + number * 31 + i) % 1000 for i in range(PROMPT_TOKENS)]
+
+
+def _class_id(number: int) -> str:
+    classes = list(default_policy().classes)
+    return classes[number % len(classes)].id
+
+
 def _header(seq_id: str, number: int) -> SequenceHeader:
     now = time.monotonic()
-    classes = list(default_policy().classes)
-    class_id = classes[number % len(classes)].id
-    return SequenceHeader(seq_id, class_id, f"tenant-{number % 4}", number + 1, now, PROMPT_TOKENS, 900)
+    class_id, tenant = _class_id(number), f"tenant-{number % 4}"
+    return SequenceHeader(seq_id, class_id, tenant, number + 1, now, PROMPT_TOKENS, MAX_TOKENS)
 
 
 def measure(executor: TorchExecutor, batch: int, kind: str, steps: int) -> dict[str, object]:
-    """Median overhead of one step, in milliseconds."""
+    """Overhead of one step of engine and scheduler, in milliseconds."""
     loop = Loop(executor, batch, SAMPLING[kind])
     times = [loop.step() for _ in range(steps)][steps // 5 :]
     loop.close()
-    overheads = [(wall - forward) * 1e3 for wall, forward, _ in times]
+    forward_ms = round(statistics.median(forward for _, forward, _ in times) * 1e3, 3)
+    return _figures("engine", batch, kind, [wall - forward for wall, forward, _ in times]) | {
+        "forward_ms": forward_ms
+    }
+
+
+def measure_worker(
+    executor: TorchExecutor, batch: int, kind: str, steps: int, redis_url: str
+) -> dict[str, object]:
+    """Overhead of one turn of the worker's loop, in milliseconds."""
+    loop = WorkerLoop(executor, batch, SAMPLING[kind], redis_url)
+    overheads = loop.run(steps)
+    loop.close()
+    return _figures("worker", batch, kind, overheads)
+
+
+def _figures(part: str, batch: int, kind: str, overheads_s: list[float]) -> dict[str, object]:
+    quartile, median, _ = statistics.quantiles(overheads_s, n=4)
     return {
         "bench": "overhead",
-        "engine": "tidegate",
+        "part": part,
         "batch": batch,
         "sampling": kind,
-        "overhead_ms": round(statistics.median(overheads), 3),
-        "p95_ms": round(statistics.quantiles(overheads, n=20)[-1], 3),
-        "forward_ms": round(statistics.median(forward for _, forward, _ in times) * 1e3, 3),
+        "overhead_ms": round(median * 1e3, 3),
+        "p25_ms": round(quartile * 1e3, 3),
+        "p95_ms": round(statistics.quantiles(overheads_s, n=20)[-1] * 1e3, 3),
     }
+
+
+@contextmanager
+def _valkey() -> Iterator[str]:
+    with tempfile.TemporaryDirectory() as folder, EmbeddedServices(Path(folder), durable=False) as services:
+        yield services.redis_url
 
 
 def main() -> None:
@@ -125,9 +230,15 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     executor = build(arguments.model, arguments.vocab, max(arguments.batches))
-    for batch in arguments.batches:
-        for kind in arguments.sampling:
-            print(json.dumps(measure(executor, batch, kind, arguments.steps)), flush=True)
+    with _valkey() as redis_url:
+        for batch in arguments.batches:
+            for kind in arguments.sampling:
+                _say(measure(executor, batch, kind, arguments.steps))
+                _say(measure_worker(executor, batch, kind, arguments.steps, redis_url))
+
+
+def _say(figures: dict[str, object]) -> None:
+    print(json.dumps(figures), flush=True)
 
 
 def build(path: str | None, vocab: int, num_slots: int) -> TorchExecutor:
