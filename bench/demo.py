@@ -300,6 +300,23 @@ class StaticBatches:
         self._executor.close()
 
 
+def rounds_of(
+    name: str, send: Callable[[Sequence[Ask]], Round], asks: Sequence[Ask], num: int
+) -> list[Round]:
+    """A few asks to warm up, then the rounds; says how far it is."""
+    rounds: list[Round] = []
+    _tell(f"{name}: warming up")
+    send(asks[:6])
+    for number in range(num):
+        rounds.append(send(asks))
+        _tell(f"{name}: round {number + 1} of {num} took {rounds[-1].makespan_s:.0f} s")
+    return rounds
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 def percentile(values: Sequence[float], share: float) -> float:
     ordered = sorted(values)
     return ordered[max(0, -int(-share * len(ordered) // 1) - 1)]
@@ -356,20 +373,18 @@ def main() -> int:
     figures: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="tidegate-bench-") as folder:
         data_dir = Path(folder)
+        _tell("starting the demo: calibration and model conversion take a minute")
         with tidegate(data_dir) as send:
-            send(asks[:6])
-            figures["tidegate"] = summary([send(asks) for _ in range(options.rounds)])
+            figures["tidegate"] = summary(rounds_of("tidegate", send, asks, options.rounds))
         model = next((data_dir / "models").iterdir())
         batches = StaticBatches(model, NUM_STREAMS)
-        batches(asks[:6])
-        figures["static"] = summary([batches(asks) for _ in range(options.rounds)])
+        figures["static"] = summary(rounds_of("static", batches, asks, options.rounds))
         batches.close()
         if options.transformers_python:
             with transformers_server(
                 options.transformers_python, model, data_dir / "transformers.log"
             ) as send:
-                send(asks[:6])
-                figures["transformers"] = summary([send(asks) for _ in range(options.rounds)])
+                figures["transformers"] = summary(rounds_of("transformers", send, asks, options.rounds))
         else:
             print("transformers serve: left out; give --transformers-python", file=sys.stderr)
     show(figures)
