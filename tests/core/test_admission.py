@@ -55,6 +55,15 @@ def test_cost_counts_prompt_cached_and_expected_tokens_at_their_prices() -> None
     )
 
 
+def test_a_request_is_taken_for_one_without_cached_tokens() -> None:
+    assert request_cost(default_policy(), Ask("low", 100, 50)) == 100 * 1.0 + 50 * 2.0
+
+
+def test_a_dearer_prompt_token_costs_more() -> None:
+    policy = with_rules(default_policy(), fairness={"prompt_token_cost": 3.0})
+    assert request_cost(policy, Ask("low", 100, 50)) == 100 * 3.0 + 50 * 2.0
+
+
 def test_a_full_worker_serves_so_many_cost_tokens_a_second() -> None:
     """4 rows of 100 + 50 tokens. A step of 4 rows takes 10 + 4 ms, a prompt 100 ms: a request takes
     0.1 + 50 · 0.014 / 4 = 0.275 s of the worker and costs 100 + 2 · 50 = 200."""
@@ -69,6 +78,39 @@ def test_memory_bounds_the_rows_of_a_full_worker() -> None:
     assert worker_rate(policy, WorkerCapacity(64, 250, model), 100, 50) == pytest.approx(
         200 / (50 * 0.01 / 2)
     )
+
+
+def test_a_row_holds_its_prompt_and_half_its_answer_on_average() -> None:
+    """960 tokens hold seven rows of 125."""
+    worker = WorkerCapacity(64, 960, CostModel({"base_s": 0.01}))
+    assert worker_rate(default_policy(), worker, 100, 50) == pytest.approx(200 / (50 * 0.01 / 7))
+
+
+def test_a_worker_with_little_memory_still_runs_one_row() -> None:
+    worker = WorkerCapacity(64, 10, CostModel({"base_s": 0.01}))
+    assert worker_rate(default_policy(), worker, 100, 50) == pytest.approx(200 / (50 * 0.01))
+
+
+def test_requests_of_less_than_a_token_are_counted_as_one() -> None:
+    worker = WorkerCapacity(64, 3, CostModel({"base_s": 0.01}))
+    assert worker_rate(default_policy(), worker, 0.5, 0.5) == pytest.approx(1.5 / (0.5 * 0.01 / 3))
+
+
+def test_the_context_that_full_steps_read_takes_its_time() -> None:
+    """Four rows of 125 tokens at 1 µs each: half a millisecond a step."""
+    worker = WorkerCapacity(4, 100_000, CostModel({"base_s": 0.01, "kv_token_s": 1e-6}))
+    assert worker_rate(default_policy(), worker, 100, 50) == pytest.approx(200 / (50 * 0.0105 / 4))
+
+
+def test_a_prompt_token_attends_to_half_the_prompt_on_average() -> None:
+    worker = WorkerCapacity(1, 100_000, CostModel({"prefill_token_s": 0.001, "attention_pair_s": 1e-5, "base_s": 0.01}))
+    assert worker_rate(default_policy(), worker, 100, 50) == pytest.approx(200 / (100 * 0.0015 + 50 * 0.01))
+
+
+def test_prices_weigh_what_a_worker_serves() -> None:
+    policy = with_rules(default_policy(), fairness={"prompt_token_cost": 4.0, "output_token_cost": 3.0})
+    worker = WorkerCapacity(1, 100_000, CostModel({"base_s": 0.01}))
+    assert worker_rate(policy, worker, 100, 50) == pytest.approx((100 * 4 + 50 * 3) / (50 * 0.01))
 
 
 def test_the_policys_slots_bound_the_rows() -> None:
@@ -157,6 +199,55 @@ def test_a_full_queue_refuses_whatever_the_prediction() -> None:
     answer = decide(policy, ASK, demands, RATE, 0.0)
     assert isinstance(answer, Refused)
     assert (answer.reason, answer.retry_after_s) == (Reason.QUEUE_FULL, pytest.approx(1.0 / 10))
+
+
+def test_a_queue_that_is_too_long_by_three_has_room_after_three_have_started() -> None:
+    policy = with_class(default_policy(), "low", queue_limit=10)
+    demands = {"high": BUSY, "medium": BUSY, "low": waiting(1200.0, num=12)}
+    answer = decide(policy, ASK, demands, RATE, 0.0)
+    assert isinstance(answer, Refused)
+    assert answer.retry_after_s == pytest.approx(12.0 * 3 / 12)
+    assert answer.numbers == {"num_waiting": 12, "queue_limit": 10}
+
+
+def test_below_the_limit_of_its_queue_a_request_enters() -> None:
+    policy = with_class(default_policy(), "low", queue_limit=1)
+    assert isinstance(decide(policy, ASK, {}, RATE, 0.0), Admitted)
+
+
+def test_a_refusal_has_the_numbers_that_decided_it() -> None:
+    demands = {"high": BUSY, "medium": BUSY, "low": waiting(4000.0, num=7)}
+    answer = decide(default_policy(), ASK, demands, RATE, 0.3)
+    assert isinstance(answer, Refused)
+    assert answer.numbers == {
+        "predicted_s": pytest.approx(40.0),
+        "bound_s": 30.0,
+        "num_waiting": 7,
+        "prefill_s": 0.3,
+    }
+
+
+def test_where_the_prompt_alone_is_too_long_the_whole_wait_is_too_much() -> None:
+    policy = with_class(default_policy(), "low", admit_on="ttft")
+    demands = {"high": BUSY, "medium": BUSY, "low": waiting(100.0)}
+    answer = decide(policy, ASK, demands, RATE, prefill_s=2.0)
+    assert isinstance(answer, Refused)
+    assert answer.retry_after_s == pytest.approx(1.0)
+
+
+def test_a_class_that_admits_on_ttft_needs_what_waits_within_that_objective() -> None:
+    """Medium needs 60 tokens in 0.3 s, 0.2 of the rate: nothing beyond its own, so that low gets what high leaves."""
+    policy = with_class(default_policy(), "medium", admit_on="ttft")
+    demands = {"medium": waiting(60.0), "low": BUSY}
+    assert shares(policy, demands, RATE)["low"] == pytest.approx(0.1 + 0.7)
+
+
+def test_a_slow_pool_still_leaves_what_nobody_needs() -> None:
+    assert shares(default_policy(), {}, 0.5)["low"] == pytest.approx(1.0)
+
+
+def test_without_any_rate_every_class_needs_all_of_it() -> None:
+    assert shares(default_policy(), {}, 0.0) == pytest.approx({"high": 0.7, "medium": 0.2, "low": 0.1})
 
 
 def test_switched_off_it_refuses_only_for_the_queue_limit() -> None:

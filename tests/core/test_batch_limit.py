@@ -65,6 +65,22 @@ def test_at_the_upper_edge_of_the_band_it_stays() -> None:
     assert a_limit().run(STEPS_A_DECISION, 1.199 * TARGET_S) == []
 
 
+@pytest.mark.parametrize("step_s", [0.75, 0.25])
+def test_exactly_on_the_edges_it_stays(step_s: float) -> None:
+    """A target of 0.5 s with edges at 1.5 and 0.5 of it: figures that a float holds exactly."""
+    steps = a_limit(64, itl_target_s=0.5, shrink_above=1.5, grow_below=0.5)
+    steps.limit.limit = 32
+    assert steps.run(STEPS_A_DECISION, step_s) == []
+
+
+def test_a_sample_is_forgotten_after_twenty_others() -> None:
+    """One of 100 ms in twenty leaves the mean at 22 ms, inside the band; two would not."""
+    steps = a_limit()
+    steps.run(10, 0.1)
+    steps.run(STEPS_A_DECISION, 0.018)
+    assert steps.run(10, 0.1) == []
+
+
 def test_below_the_band_it_grows_by_four_when_it_binds() -> None:
     steps = a_limit(64)
     steps.limit.limit = 32
@@ -120,6 +136,10 @@ def test_without_any_target_nothing_is_decided() -> None:
 
 def test_a_window_that_nobody_decoded_through_is_no_sample() -> None:
     assert a_limit().run(2 * STEPS_A_DECISION, 0.1, together=9) == []
+
+
+def test_a_window_that_somebody_decoded_through_is_one() -> None:
+    assert len(a_limit().run(STEPS_A_DECISION, 0.1, together=10)) == 1
 
 
 def test_a_restarted_window_forgets_the_idle_time() -> None:
