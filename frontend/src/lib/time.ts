@@ -19,10 +19,15 @@ export function clockMinutes(at: number): string {
 
 const MONTHS = ['Jan', 'Feb', 'Mar', 'Apr', 'May', 'Jun', 'Jul', 'Aug', 'Sep', 'Oct', 'Nov', 'Dec'];
 
+/** 21 Nov, in UTC. */
+export function day(at: number): string {
+  const date = new Date(at * 1000);
+  return `${date.getUTCDate()} ${MONTHS[date.getUTCMonth()] ?? ''}`;
+}
+
 /** 21 Nov, 22:48, in UTC. */
 export function dayAndTime(at: number): string {
-  const date = new Date(at * 1000);
-  return `${date.getUTCDate()} ${MONTHS[date.getUTCMonth()] ?? ''}, ${clockMinutes(at)}`;
+  return `${day(at)}, ${clockMinutes(at)}`;
 }
 
 /** An instant beside a duration: the clock alone while it is today, else with the day. */

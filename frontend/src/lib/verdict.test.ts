@@ -124,8 +124,8 @@ describe('a card', () => {
 describe('the error budget', () => {
   it('says what it counts: 30 days, or since the objectives are what they are', () => {
     expect(budgetSpan(aClass('high'), NOW)).toBe('30 d');
-    expect(budgetSpan(aClass('high', { budget_since: NOW - 3600 }), NOW)).toBe('since 02:12:06 UTC');
-    expect(budgetSpan(aClass('high', { budget_since: NOW - 86_400 }), NOW)).toBe('since 23 Nov, 03:12 UTC');
+    expect(budgetSpan(aClass('high', { budget_since: NOW - 3600 }), NOW)).toBe('since 02:12 UTC');
+    expect(budgetSpan(aClass('high', { budget_since: NOW - 86_400 }), NOW)).toBe('since 23 Nov');
   });
 });
 

@@ -2,7 +2,7 @@
 
 import type { ClassLive, LiveSnapshot, Metric, Percentile, Verdict, WorkerLive } from '../api/live';
 import { count, figure, latencyBeside, list, objective, percent, plural } from './format';
-import { duration, instant, utc } from './time';
+import { clockMinutes, day, duration, instant, utc } from './time';
 
 const LATE: Record<Metric, string> = { ttft: 'late first tokens', tpot: 'late tokens' };
 
@@ -146,7 +146,9 @@ export function burnLine(one: ClassLive): string | null {
 /** What the budget counts: "30 d", or since when where the objectives are younger than that. */
 export function budgetSpan(one: ClassLive, now: number): string {
   const isWhole = one.budget_since === null || now - one.budget_since > 29 * 86_400;
-  return isWhole ? '30 d' : `since ${instant(one.budget_since ?? now, now)}`;
+  if (isWhole || one.budget_since === null) return '30 d';
+  const isToday = Math.floor(one.budget_since / 86_400) === Math.floor(now / 86_400);
+  return `since ${isToday ? `${clockMinutes(one.budget_since)} UTC` : day(one.budget_since)}`;
 }
 
 function inHours(hours: number): string {

@@ -3,7 +3,7 @@
 import type { LiveSnapshot, Point, WorkerLive } from '../../api/live';
 import { Panel } from '../../components/Panel';
 import { Term } from '../../components/Term';
-import { drainState } from '../../lib/drain';
+import { numHeld } from '../../lib/drain';
 import { bytes, count, latencyText, significant, watts, wholePercent } from '../../lib/format';
 import { kvShare } from '../../lib/lanes';
 import { age, utc } from '../../lib/time';
@@ -143,7 +143,7 @@ function Seen({ worker }: { worker: WorkerLive }) {
   const silence = `${worker.state}, ${words} ago`;
   return (
     <span title={utc(worker.seen_at)} data-worker-state={worker.state}>
-      {worker.state === 'live' ? words : worker.state === 'draining' ? drainState(worker) : silence}
+      {worker.state === 'live' ? words : worker.state === 'draining' ? (numHeld(worker) === 0 ? 'drained' : 'draining') : silence}
     </span>
   );
 }

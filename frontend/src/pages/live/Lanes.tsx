@@ -7,6 +7,7 @@ import type { Cell, ClassLive, LiveSnapshot, WorkerLive } from '../../api/live';
 import { ClassName } from '../../components/ClassName';
 import { Panel } from '../../components/Panel';
 import { Term } from '../../components/Term';
+import { drainState } from '../../lib/drain';
 import { count, objective, wholePercent } from '../../lib/format';
 import * as lanes from '../../lib/lanes';
 import { age, duration } from '../../lib/time';
@@ -102,7 +103,12 @@ function WorkerHead({ worker }: { worker: WorkerLive }) {
       <b title={worker.id}>{worker.id}</b>
       <span className="nw">{slots}</span>
       <span className="opt"> slots,</span> <span className="nw">{kv}</span>
-      {worker.state === 'draining' ? <span className="nw"> draining</span> : null}
+      {worker.state === 'draining' ? (
+        <>
+          <span className="opt">, </span>
+          <span>{drainState(worker)}</span>
+        </>
+      ) : null}
     </div>
   );
 }
