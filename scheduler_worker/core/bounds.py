@@ -16,6 +16,7 @@ from scheduler_worker.core.policy import Policy
 from scheduler_worker.core.sequence import Foreseen, Sequence, SequenceState
 
 MAX_SLOWNESS: Final = 1.15
+SAMPLE_EVERY_S: Final = 0.05
 Entry = tuple[float, int, int, Sequence]  # bound, arrival number, number of the push, sequence
 
 
@@ -27,19 +28,34 @@ class Bounds:
         self._num_pushed = 0
         self._compact_at = 64
         self._arrived: dict[str, float] = {}
+        self._unsampled: dict[str, float] = {}
         self._rates: dict[str, ArrivalRate] = {}
+        self._per_s: dict[str, float] = {}
+        self._sampled_at = float("-inf")
 
     def __len__(self) -> int:
         return len(self._heap)
 
     def entered(self, sequence: Sequence, policy: Policy, cost: float, served_cost: float, now: float) -> None:
         """The sequence begins to wait; its work of `cost` counts among what its class brings."""
-        urgent = [one.id for one in policy.classes if one.rank < sequence.rank and one.id in self._arrived]
-        per_s = sum(self._rates[one].value(now) for one in urgent)
+        if now - self._sampled_at >= SAMPLE_EVERY_S:
+            self._sample(now)
+        urgent = [one.id for one in policy.classes if one.rank < sequence.rank]
+        per_s = sum(self._per_s.get(one, 0.0) for one in urgent)
         sequence.foreseen = Foreseen(now, self._brought_by(urgent), per_s, served_cost)
-        self._arrived[sequence.class_id] = self._arrived.get(sequence.class_id, 0.0) + cost
-        self._rates.setdefault(sequence.class_id, ArrivalRate()).add(cost, now)
+        class_id = sequence.class_id
+        self._arrived[class_id] = self._arrived.get(class_id, 0.0) + cost
+        self._unsampled[class_id] = self._unsampled.get(class_id, 0.0) + cost
         self.watch(sequence)
+
+    def _sample(self, now: float) -> None:
+        """Bring the rates up to date: not at each arrival, because that would double its price."""
+        self._sampled_at = now
+        for class_id, cost in self._unsampled.items():
+            rate = self._rates.setdefault(class_id, ArrivalRate())
+            rate.add(cost, now)
+            self._per_s[class_id] = rate.value(now)
+            self._unsampled[class_id] = 0.0
 
     def _brought_by(self, class_ids: Iterable[str]) -> float:
         return sum(self._arrived.get(one, 0.0) for one in class_ids)

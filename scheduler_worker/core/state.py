@@ -144,9 +144,9 @@ class State:
             sequence.latest_start_at = float("inf")
 
     def work_of(self, sequence: Sequence) -> float:
-        """Cost tokens of its prompt and its expected answer."""
-        expected = self.output_lengths(sequence.class_id).expected(sequence.max_tokens)
-        return self.ledger.prompt_cost(sequence.num_prompt_tokens, 0) + expected * self.ledger.row_cost
+        """Cost tokens of its prompt and of a mean answer."""
+        num_output = self.output_lengths(sequence.class_id).mean(sequence.max_tokens)
+        return self.ledger.prompt_cost(sequence.num_prompt_tokens, 0) + num_output * self.ledger.row_cost
 
     def missed_bound(self, sequence: Sequence, now: float) -> Event:
         """The sequence waits past its bound, or has until now."""

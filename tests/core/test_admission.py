@@ -217,7 +217,7 @@ def test_below_the_limit_of_its_queue_a_request_enters() -> None:
 
 def test_a_refusal_has_the_numbers_that_decided_it() -> None:
     demands = {"high": BUSY, "medium": BUSY, "low": waiting(4000.0, num=7)}
-    answer = decide(default_policy(), ASK, demands, RATE, 0.3)
+    answer = decide(bounds_only(), ASK, demands, RATE, 0.3)
     assert isinstance(answer, Refused)
     assert answer.numbers == {
         "predicted_s": pytest.approx(40.0),
@@ -252,14 +252,24 @@ def test_without_any_rate_every_class_needs_all_of_it() -> None:
 
 def test_switched_off_it_refuses_only_for_the_queue_limit() -> None:
     policy = with_rules(bounds_only(), admission={"enabled": False})
-    demands = {"high": BUSY, "medium": BUSY, "low": waiting(1e9)}
-    assert isinstance(decide(policy, ASK, demands, RATE, 0.0), Admitted)
+    demands = {"high": BUSY, "medium": BUSY, "low": waiting(1e6)}
+    assert decide(policy, ASK, demands, RATE, 0.5) == Admitted(pytest.approx(1e4), pytest.approx(1e4 + 0.5))
 
 
 def test_the_wait_factor_stretches_the_bound() -> None:
     policy = with_rules(bounds_only(), admission={"wait_factor": 2.0})
     demands = {"high": BUSY, "medium": BUSY, "low": waiting(5900.0)}
     assert isinstance(decide(policy, ASK, demands, RATE, 0.0), Admitted)
+
+
+def test_the_wait_factor_stretches_the_ttft_objective_too() -> None:
+    """Twice 0.5 s, less 0.2 s for the prompt: 80 tokens at 100 a second are just in time, 81 are not."""
+    policy = with_class(with_rules(default_policy(), admission={"wait_factor": 2.0}), "low", admit_on="ttft")
+    answers = [
+        decide(policy, ASK, {"high": BUSY, "medium": BUSY, "low": waiting(cost)}, RATE, prefill_s=0.2)
+        for cost in (79.9, 81.0)
+    ]
+    assert [isinstance(one, Admitted) for one in answers] == [True, False]
 
 
 def test_the_least_urgent_is_refused_first() -> None:
