@@ -2,8 +2,8 @@
 
 Preemption *by priority* serves a promise: an urgent sequence takes the place of a lower-ranked one that may yield
 and whose return is cheapest. Preemption *by memory* repairs a shortage: no block is left for a decoding sequence,
-and the least urgent, latest sequence makes room. Either way the victim comes back, by copying its blocks from the
-host or by computing them again, whichever is less.
+and the least urgent sequence whose return is cheapest makes room. Either way the victim comes back, by copying its
+blocks from the host or by computing them again, whichever is less.
 """
 
 from __future__ import annotations
@@ -61,13 +61,11 @@ def in_order_of_return(rows: Iterable[Sequence], num_computed: Callable[[Sequenc
 
 
 def last_in_line(victims: Iterable[Victim]) -> Victim | None:
-    """By memory: the least urgent class first, in it the cheapest return per block, then the latest arrival."""
+    """By memory: the least urgent class first, in it the cheapest return, then the latest arrival.
+
+    Not the cheapest *per block*: a shortage lasts until the next sequence ends, and seldom needs all that a long one
+    would give.
+    """
     return min(
-        victims,
-        key=lambda one: (
-            -one.sequence.rank,
-            one.return_s / max(one.num_blocks, 1),
-            -one.sequence.number,
-        ),
-        default=None,
+        victims, key=lambda one: (-one.sequence.rank, one.return_s, -one.sequence.number), default=None
     )

@@ -117,9 +117,15 @@ def test_by_memory_the_least_urgent_class_yields_before_a_cheaper_return() -> No
     assert chosen.sequence.number == 2
 
 
-def test_by_memory_the_cheapest_block_then_the_latest_arrival_yields() -> None:
-    victims = [Victim(a_row(number, 2), 0.4, False, blocks) for number, blocks in ((1, 4), (2, 8), (3, 8))]
+def test_by_memory_the_cheapest_return_yields_though_a_longer_one_would_give_more_for_its_price() -> None:
+    victims = [Victim(a_row(1, 2), 0.2, False, 4), Victim(a_row(2, 2), 0.3, False, 60)]
     chosen = last_in_line(victims)
+    assert chosen is not None
+    assert chosen.sequence.number == 1
+
+
+def test_by_memory_the_latest_arrival_among_equals_yields() -> None:
+    chosen = last_in_line(Victim(a_row(number, 2), 0.4, False, 8) for number in (1, 3, 2))
     assert chosen is not None
     assert chosen.sequence.number == 3
 
