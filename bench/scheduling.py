@@ -29,7 +29,16 @@ from typing import Any
 
 from scheduler_worker.core.admission import Ask
 from scheduler_worker.core.plan import Capacity, Event, EventKind
-from scheduler_worker.core.policy import ClassPolicy, Memory, Policy, Slo, Starvation, Step, default_policy
+from scheduler_worker.core.policy import (
+    ClassPolicy,
+    Memory,
+    Policy,
+    Slo,
+    Starvation,
+    Step,
+    check_policy,
+    default_policy,
+)
 from scheduler_worker.core.scheduler import Scheduler
 from scheduler_worker.core.sequence import SequenceHeader
 from scheduler_worker.sim.admission import SimulatedAdmission
@@ -73,9 +82,7 @@ def _options() -> argparse.Namespace:
             command.add_argument("--slots", type=int, default=64)
             command.add_argument("--requests", type=int, help="only so many of the trace, from its start")
             command.add_argument("--bounds", type=int, nargs="*", default=[], help="also bounded priority")
-            command.add_argument(
-                "--admit-on-ttft", nargs="*", default=["low"], help="classes; others: max_wait"
-            )
+            command.add_argument("--policy", type=Path, help="a policy document in place of the default")
     return parser.parse_args()
 
 
@@ -131,7 +138,7 @@ def _vtc_figures(history: History, policy: Policy) -> Row:
 def _memory_rows(options: argparse.Namespace) -> Iterator[Row]:
     """Memory preemption: the arena trace with lengths unknown, by the share of growth that is reserved."""
     trace = _arena(options)
-    for share in (1.0, 0.75, 0.5, 0.0):
+    for share in (1.0, 0.85, 0.7, 0.5, 0.0):
         policy = arena_policy(memory=Memory(reserve_growth=share, swap=False))
         for seed in range(options.seeds):
             setup = Setup(
@@ -145,16 +152,15 @@ def _memory_rows(options: argparse.Namespace) -> Iterator[Row]:
 # The Azure conversation trace
 
 
-def azure_policy(on_ttft: Sequence[str]) -> Policy:
-    """The default policy, its chunks limited by the TPOT objectives alone; `on_ttft` is refused by its objective."""
-    policy = default_policy()
-    admit_on = {one.id: "ttft" if one.id in on_ttft else "max_wait" for one in policy.classes}
-    classes = tuple(one.model_copy(update={"admit_on": admit_on[one.id]}) for one in policy.classes)
-    return policy.model_copy(update={"classes": classes, "step": Step(max_chunk_tokens=2048)})
+def _policy(options: argparse.Namespace) -> Policy:
+    """The policy as it is shipped, or the document that was given."""
+    if options.policy is None:
+        return default_policy()
+    return check_policy(json.loads(options.policy.read_text(encoding="utf-8")))
 
 
 def _azure_rows(options: argparse.Namespace) -> Iterator[Row]:
-    policy = azure_policy(options.admit_on_ttft)
+    policy = _policy(options)
     setup = _azure_setup(options, policy)
     for seed, requests in _azure_requests(options, policy):
         run = partial(_azure_row, requests=requests, policy=policy, seed=seed)
@@ -214,7 +220,7 @@ class Oracle(SimulatedAdmission):
 
 def _oracle_rows(options: argparse.Namespace) -> Iterator[Row]:
     """Refusals at this load, and those of an admission that knows the output lengths."""
-    policy, capacity = azure_policy(options.admit_on_ttft), Capacity(options.slots, 62_500, 16, 1 << 20)
+    policy, capacity = _policy(options), Capacity(options.slots, 62_500, 16, 1 << 20)
     for seed, requests in _azure_requests(options, policy):
         for kind in (SimulatedAdmission, Oracle):
             scheduler = Scheduler(policy, capacity)
@@ -234,7 +240,7 @@ def _oracle_rows(options: argparse.Namespace) -> Iterator[Row]:
 
 def _limit_rows(options: argparse.Namespace) -> Iterator[Row]:
     """Constant Poisson load for 600 s on a device that is slow enough for the limit to act; the last 100 s count."""
-    policy = azure_policy(())
+    policy = default_policy()
     for slower, rate_rps in ((4.0, 17.0), (4.0, 26.0), (8.0, 7.0), (8.0, 13.0)):
         for seed in range(options.seeds):
             changes = _limit_changes(policy, slower, rate_rps, seed)
