@@ -21,8 +21,8 @@ def drain(*, pool: str, worker: str, actor: str) -> None:
 
     The order also holds for a process that starts under the same name, until it is lifted or a day has passed.
     """
-    if all(one.id != worker or one.state == "silent" for one in selectors.workers(pool)):
-        raise NotFound(f"The pool {pool} has no live worker {worker}; there is nothing to drain.")
+    if all(one.id != worker for one in selectors.workers(pool)):
+        raise NotFound(f"The pool {pool} has no worker {worker}; there is nothing to drain.")
     key = keys.WORKER_CONTROL.of(pool, worker)
     with transaction.atomic():
         if redis_client().get(key) != DRAIN:

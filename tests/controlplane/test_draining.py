@@ -13,7 +13,7 @@ from django.contrib.auth.models import User
 from rest_framework.test import APIClient
 
 from controlplane.audit.selectors import entries_of
-from controlplane.fleet import services
+from controlplane.fleet import selectors, services
 from tests.worker.fleet import POOL, Fleet, wait_until
 
 URL = "/api/v1/fleet/workers/w1/drain"
@@ -34,6 +34,7 @@ def fleet(redis_url: str, tmp_path: Path) -> Iterator[Fleet]:
 @pytest.fixture
 def worker(fleet: Fleet) -> Fleet:
     fleet.start("w1", step_s=0.02)
+    wait_until(lambda: selectors.workers(POOL), "a lease")
     return fleet
 
 
@@ -64,7 +65,7 @@ def test_both_orders_are_in_the_audit_once(api: APIClient, worker: Fleet) -> Non
 
 def test_a_worker_that_is_not_there_cannot_be_drained(api: APIClient) -> None:
     answer = api.post(URL)
-    assert (answer.status_code, "no live worker w1" in answer.json()["error"]["message"]) == (404, True)
+    assert (answer.status_code, "no worker w1" in answer.json()["error"]["message"]) == (404, True)
 
 
 def test_staff_without_the_right_may_not_drain(viewer: User) -> None:
