@@ -189,6 +189,24 @@ def test_least_first_finds_the_least_whatever_grew(charges: list[tuple[int, floa
         assert line.least() is min(accounts, key=lambda one: (one.counter(0), one.number))
 
 
+def test_a_member_that_is_let_in_twice_is_inside_once() -> None:
+    member = Account("a", 0, 1.0)
+    line = LeastFirst[Account](lambda one: (one.counter(0), one.number), lambda one: True)
+    line.push(member)
+    line.push(member)
+    line.pop()
+    assert line.least() is None
+
+
+def test_a_member_that_was_taken_out_can_come_back() -> None:
+    member = Account("a", 0, 1.0)
+    line = LeastFirst[Account](lambda one: (one.counter(0), one.number), lambda one: True)
+    line.push(member)
+    line.pop()
+    line.push(member)
+    assert line.least() is member
+
+
 def test_least_first_does_not_grow_with_members_that_come_and_go() -> None:
     present: set[str] = set()
     line = LeastFirst[Account](lambda one: (one.counter(0), one.number), lambda one: one.key in present)
