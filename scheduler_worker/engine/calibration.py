@@ -30,7 +30,7 @@ BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 ENOUGH_S = 0.6
 """A larger batch than one whose step takes this long is of no use to anyone who waits for tokens."""
 MIN_ROUNDS = 2
-MAX_ROUNDS = 4
+MAX_ROUNDS = 3
 AGREED = 1.15
 """Rounds end when the second fastest took at most so many times as long as the fastest."""
 

@@ -31,7 +31,7 @@ def test_the_spread_is_between_the_two_fastest_for_the_sizes_that_all_have() -> 
     assert spread_of([DISTURBED, CALM, AGAIN]) == pytest.approx(1.5)
 
 
-def test_a_machine_is_measured_in_two_to_four_rounds(llama: PreTrainedModel) -> None:
+def test_a_machine_is_measured_in_two_or_three_rounds(llama: PreTrainedModel) -> None:
     found = calibrate(make_executor(llama))
-    assert found.num_rounds in (2, 3, 4)
+    assert found.num_rounds in (2, 3)
     assert min(found.decode_step_s.values()) > 0
