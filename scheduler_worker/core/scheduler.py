@@ -50,7 +50,8 @@ class SchedulerVerbs(Protocol):
         """
 
     def withdraw(self, seq_ids: Iterable[str], now: float) -> Applied:
-        """Waiting sequences that another worker claimed. Unknown ids are ignored."""
+        """Sequences that another worker claimed: waiting ones in silence, those that were ours with an event.
+        Unknown ids are ignored."""
 
     def cancel(self, seq_id: str, now: float) -> Applied:
         """End a sequence in any state; what is in flight for it is dropped. Unknown ids are ignored."""
@@ -167,7 +168,7 @@ class Scheduler:
             sequence = state.sequences.get(seq_id)
             if sequence is None:
                 continue
-            if reason is FinishReason.CANCELLED:
+            if reason is FinishReason.CANCELLED or sequence.state is not SequenceState.WAITING:
                 events.append(_event(now, EventKind.FINISHED, BECAUSE[reason], sequence, {}))
             finished.append(state.end(sequence, reason, now))
         released = tuple(one.seq_id for one in state.release_ended())

@@ -216,7 +216,7 @@ def _failed(event: EventRecord) -> str:
 
 
 def _elsewhere(event: EventRecord) -> str:
-    return "Claimed by another worker."
+    return "Another worker holds it now."
 
 
 def _limit(why: Sentence) -> Sentence:

@@ -413,7 +413,7 @@ class StepLoop:
     def _drop(self, seq_id: str) -> None:
         """Forget a claim without a row: another worker goes on with it."""
         del self._held[seq_id]
-        self._take(self._scheduler.cancel(seq_id, self._clock.now()))
+        self._take(self._scheduler.withdraw([seq_id], self._clock.now()))
 
     def _take_mirror(self, mirror: Mirror) -> None:
         present = {header.request_id for header in mirror.headers}

@@ -178,6 +178,16 @@ def test_a_withdrawn_request_is_no_longer_a_candidate() -> None:
     assert world.scheduler.claim_candidates(world.now) == ()
 
 
+def test_a_running_request_that_another_worker_took_is_said_to_be_elsewhere() -> None:
+    world = World()
+    world.add("a", prompt=10, max_tokens=5)
+    world.launch()
+    applied = world.take(world.scheduler.withdraw(["a"], world.now))
+    assert [(one.kind, one.reason) for one in applied.events] == [
+        (EventKind.FINISHED, Reason.CLAIMED_ELSEWHERE)
+    ]
+
+
 def test_one_failed_row_ends_one_sequence() -> None:
     world = World()
     world.add("a", prompt=10, max_tokens=5)
