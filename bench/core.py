@@ -139,6 +139,8 @@ def set_policy_ms(options: argparse.Namespace, num_waiting: int) -> float:
     load = _load(options, num_waiting)
     for _ in range(20):
         load.step()
+    gc.collect()
+    gc.freeze()
     found = []
     for version in range(1, options.rounds + 1):
         began = thread_time()

@@ -71,9 +71,11 @@ class Bounds:
 
     def watch_all(self, sequences: Iterable[Sequence]) -> None:
         """All bounds have changed; these wait."""
-        self._heap.clear()
-        for sequence in sequences:
-            self.watch(sequence)
+        numbered = enumerate(sequences, start=self._num_pushed + 1)
+        self._heap = [(one.bound_at, one.number, number, one) for number, one in numbered]
+        self._num_pushed += len(self._heap)
+        heapify(self._heap)
+        self._compact_at = 2 * len(self._heap) + 64
 
     def passed(self, now: float) -> list[Sequence]:
         """Those whose bound has passed while they wait, each once."""

@@ -60,9 +60,14 @@ class CostModel:
     def prefill_s(self, num_tokens: int, num_context: int = 0) -> float:
         """Seconds that these prompt tokens add to the steps that carry them, and one step's base."""
         pairs = num_tokens * num_context + num_tokens * (num_tokens + 1) // 2
-        return self.predict(
-            StepShape(num_prefill_tokens=num_tokens, num_kv_tokens=num_context, num_attention_pairs=pairs)
+        theta = self._fitted
+        seconds = (
+            theta[0]
+            + theta[2] * num_tokens * SCALES[2]
+            + theta[3] * num_context * SCALES[3]
+            + theta[4] * pairs * SCALES[4]
         )
+        return max(seconds, MIN_STEP_S)
 
     def prefill_token_s(self, num_context: int) -> float:
         """Seconds that one more prompt token adds after `num_context` others."""

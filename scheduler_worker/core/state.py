@@ -262,6 +262,8 @@ class State:
 
 def refusal(state: State, sequence: Sequence, by_rank: int, now: float) -> Reason | None:
     """Why a running sequence does not yield to one of rank `by_rank`; None when it may."""
+    if sequence.rank <= by_rank:
+        return Reason.AS_URGENT  # as `why_not` would say, without counting tokens: asked of many rows in a step
     rules = state.class_policy(sequence.class_id).preemption
     return why_not(sequence, state.lockstep.num_generated(sequence), by_rank, rules, now)
 
@@ -297,7 +299,7 @@ def yielding(state: State, by_rank: int, now: float) -> list[Sequence]:
     the first that has decoded for longer than any class lets a victim."""
     most = max(one.preemption.max_generated_tokens for one in state.policy.classes)
     rows = [*state.catching_up.values(), *_latest_to_join(state.lockstep, most)]
-    return [one for one in rows if one.rank > by_rank and refusal(state, one, by_rank, now) is None]
+    return [one for one in rows if refusal(state, one, by_rank, now) is None]
 
 
 def _latest_to_join(lockstep: Lockstep, num_steps: int) -> Iterator[Sequence]:

@@ -50,6 +50,20 @@ def test_decoding_rows_are_charged_an_output_token_a_step() -> None:
     assert ledger.service("low") == pytest.approx(3 * 7 * OUTPUT_COST)
 
 
+def test_an_account_opens_at_nothing() -> None:
+    account = Account("a", 7, 1.0)
+    assert (account.counter(0), account.service(0), account.num_active, account.num_queued) == (0.0, 0.0, 0, 0)
+
+
+def test_the_order_follows_what_rows_run_up_from_the_step_in_which_they_joined() -> None:
+    ledger = Ledger(default_policy())
+    sequence = entered(ledger, 1, "low")
+    ledger.step = 5
+    ledger.join(sequence, 1)
+    ledger.step = 12
+    assert ledger.order(ledger.classes["low"]) == (pytest.approx(7 * OUTPUT_COST / 0.1), 2)
+
+
 def test_a_row_that_left_is_charged_no_more() -> None:
     ledger = Ledger(default_policy())
     sequence = entered(ledger, 1, "low")
