@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scheduler_worker.core.fairness import Account, LeastFirst, Ledger
+from scheduler_worker.core.fairness import MAX_IDLE_TENANTS, Account, LeastFirst, Ledger
 from scheduler_worker.core.policy import Policy, default_policy
 from scheduler_worker.core.sequence import Sequence, SequenceHeader
 from tests.core.worlds import World, a_capacity, with_rules
@@ -157,6 +157,26 @@ def test_new_weights_leave_past_service_as_it_was_counted() -> None:
     assert counter(ledger, "low") == pytest.approx(5 * OUTPUT_COST / 0.1 + 3 * OUTPUT_COST * 3)
 
 
+def test_a_new_price_counts_from_the_step_of_the_change() -> None:
+    """Five steps at 2 and three at 4 a token, for the class and for its tenant."""
+    ledger = Ledger(default_policy())
+    ledger.join(entered(ledger, 1, "low"), 1)
+    ledger.step = 5
+    ledger.set_policy(with_rules(default_policy(), fairness={"output_token_cost": 4.0}))
+    ledger.step = 8
+    tenant = ledger.classes["low"].tenants["t"]
+    assert (ledger.service("low"), tenant.service(8)) == (pytest.approx(22.0), pytest.approx(22.0))
+
+
+def test_tenants_that_become_equal_count_at_their_full_price_from_then_on() -> None:
+    ledger = Ledger(default_policy())
+    sequence = entered(ledger, 1, "low", weight=2.0)
+    ledger.charge(sequence, 10.0)
+    ledger.set_policy(with_rules(default_policy(), fairness={"tenants": "equal"}))
+    ledger.charge(sequence, 10.0)
+    assert ledger.classes["low"].tenants["t"].counter(0) == pytest.approx(5.0 + 10.0)
+
+
 def test_idle_tenants_are_forgotten_when_there_are_very_many() -> None:
     ledger = Ledger(default_policy())
     for number in range(1, 4200):
@@ -165,6 +185,18 @@ def test_idle_tenants_are_forgotten_when_there_are_very_many() -> None:
     ledger.charge(keeper, 10.0)
     entered(ledger, 5001, "low", "newcomer")
     assert len(ledger.classes["low"].tenants) < 4200
+
+
+def test_an_idle_tenant_that_is_ahead_is_remembered_and_one_at_the_least_is_not() -> None:
+    ledger = Ledger(default_policy())
+    keeper, ahead = entered(ledger, 1, "low", "keeper"), entered(ledger, 2, "low", "ahead")
+    ledger.charge(keeper, 10.0)
+    ledger.charge(ahead, 20.0)
+    ledger.leave(ahead)
+    for number in range(10, 9 + MAX_IDLE_TENANTS):
+        ledger.leave(entered(ledger, number, "low", f"tenant-{number}"))
+    entered(ledger, 9999, "low", "newcomer")
+    assert set(ledger.classes["low"].tenants) == {"keeper", "ahead", "newcomer"}
 
 
 def test_lead_is_measured_against_the_least_served_waiting_class() -> None:
@@ -190,6 +222,12 @@ def test_tier_credit_accrues_by_share_up_to_a_cap() -> None:
     ledger = Ledger(default_policy())
     ledger.accrue_tier_credit(100.0, cap=50.0)
     assert ledger.classes["low"].tier_credit == pytest.approx(50 * 0.1)
+
+
+def test_tier_credit_begins_at_nothing() -> None:
+    ledger = Ledger(default_policy())
+    ledger.accrue_tier_credit(10.0, cap=50.0)
+    assert ledger.classes["low"].tier_credit == pytest.approx(10 * 0.1)
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.floats(0.1, 50.0)), max_size=60))
