@@ -52,7 +52,6 @@ class BatchLimit:
     def restart_window(self) -> None:
         """The sequences that were being watched stopped decoding together."""
         self._window_began_at = None
-        self._window_steps = 0
 
     def step_applied(
         self, at: float, num_steps_together: int, tightest_tpot_s: float | None, is_binding: bool

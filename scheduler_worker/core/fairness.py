@@ -154,7 +154,7 @@ class ClassAccount(Account):
 
     __slots__ = ("last_counter", "tenants", "tier_credit")
 
-    def __init__(self, key: str, number: int, weight: float, row_cost: float = 1.0) -> None:
+    def __init__(self, key: str, number: int, weight: float, row_cost: float) -> None:
         super().__init__(key, number, weight, row_cost)
         self.tenants: dict[str, Account] = {}
         self.tier_credit = 0.0

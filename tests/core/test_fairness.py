@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from random import Random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -106,6 +108,16 @@ def test_a_tenant_that_returns_is_lifted_within_its_class() -> None:
     assert ledger.counter(ledger.accounts_of(late)[1]) == pytest.approx(60.0)
 
 
+def test_a_newcomer_is_lifted_past_tenants_that_are_idle() -> None:
+    ledger = Ledger(default_policy())
+    busy, gone = entered(ledger, 1, "low", "busy"), entered(ledger, 2, "low", "gone")
+    ledger.charge(busy, 50.0)
+    ledger.charge(gone, 10.0)
+    ledger.leave(gone)
+    entered(ledger, 3, "low", "newcomer")
+    assert ledger.classes["low"].tenants["newcomer"].counter(0) == pytest.approx(50.0)
+
+
 def test_idling_and_returning_does_not_lower_a_counter() -> None:
     ledger = Ledger(default_policy())
     first = entered(ledger, 1, "low", "rich")
@@ -166,6 +178,13 @@ def test_a_new_price_counts_from_the_step_of_the_change() -> None:
     ledger.step = 8
     tenant = ledger.classes["low"].tenants["t"]
     assert (ledger.service("low"), tenant.service(8)) == (pytest.approx(22.0), pytest.approx(22.0))
+
+
+def test_a_tenant_whose_weight_has_changed_counts_by_the_new_one_from_then_on() -> None:
+    ledger = Ledger(default_policy())
+    ledger.charge(entered(ledger, 1, "low", weight=1.0), 10.0)
+    ledger.charge(entered(ledger, 2, "low", weight=2.0), 10.0)
+    assert ledger.classes["low"].tenants["t"].counter(0) == pytest.approx(10.0 + 5.0)
 
 
 def test_tenants_that_become_equal_count_at_their_full_price_from_then_on() -> None:
@@ -239,6 +258,25 @@ def test_least_first_finds_the_least_whatever_grew(charges: list[tuple[int, floa
     for index, cost in charges:
         accounts[index].charge(cost)
         assert line.least() is min(accounts, key=lambda one: (one.counter(0), one.number))
+
+
+def test_the_least_come_out_in_order_though_most_have_left_meanwhile() -> None:
+    """Enough come and go that the line is swept, twice."""
+    random = Random(5)
+    present: set[int] = set()
+    line = LeastFirst[Account](lambda one: (one.counter(0), one.number), lambda one: one.number in present)
+    accounts = [Account(str(number), number, 1.0) for number in range(210)]
+    for account in accounts:
+        account.charge(random.random())
+        present.add(account.number)
+        line.push(account)
+        if account.number == 150:
+            present -= {number for number in range(150) if random.random() < 0.6}
+    order = []
+    while (account_or_none := line.least()) is not None:
+        order.append(account_or_none.number)
+        line.pop()
+    assert order == sorted(present, key=lambda number: accounts[number].counter(0))
 
 
 def test_a_member_that_is_let_in_twice_is_inside_once() -> None:
