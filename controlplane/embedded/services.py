@@ -61,10 +61,10 @@ class EmbeddedServices:
 
         Raises:
             DataDirInUseError: another process runs services on this directory.
-            EmbeddedServiceError: a server did not start; the message carries the end of its log.
+            EmbeddedServiceError: the directory cannot be written, or a server did not start; then the message
+                carries the end of its log.
         """
-        self._prepare_data_dir()
-        self._lock = lock_data_dir(self.data_dir)
+        self._lock = self._take_data_dir()
         try:
             self._start_servers()
         except BaseException:
@@ -105,9 +105,15 @@ class EmbeddedServices:
     ) -> None:
         self.stop()
 
-    def _prepare_data_dir(self) -> None:
-        self.data_dir.mkdir(parents=True, exist_ok=True)
-        (self.data_dir / "logs").mkdir(exist_ok=True)
+    def _take_data_dir(self) -> IO[str]:
+        try:
+            (self.data_dir / "logs").mkdir(parents=True, exist_ok=True)
+            return lock_data_dir(self.data_dir)
+        except OSError as error:
+            raise EmbeddedServiceError(
+                f"the data directory {self.data_dir} cannot be used: {error.strerror} ({error.filename}). "
+                "Choose another with --data-dir."
+            ) from error
 
     def _start_servers(self) -> None:
         account, state = server_account(), ServiceState.load(self.data_dir)

@@ -19,6 +19,7 @@ import redis
 
 from controlplane.embedded import DataDirInUseError, EmbeddedServices
 from controlplane.embedded.children import ChildStarter
+from controlplane.embedded.errors import EmbeddedServiceError
 
 TIMEOUT_S = 30.0
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root has to change to another account")
@@ -96,6 +97,14 @@ def test_a_second_start_on_the_same_directory_is_refused(data_dir: Path) -> None
     with (
         EmbeddedServices(data_dir),
         pytest.raises(DataDirInUseError, match=f"in use by process {os.getpid()}"),
+    ):
+        EmbeddedServices(data_dir).start()
+
+
+def test_a_directory_that_cannot_be_made_is_refused_in_words(data_dir: Path) -> None:
+    data_dir.write_text("a file where the directory should be")
+    with pytest.raises(
+        EmbeddedServiceError, match=f"{data_dir} cannot be used: .* Choose another with --data-dir"
     ):
         EmbeddedServices(data_dir).start()
 
