@@ -5,6 +5,9 @@
 Fitted by recursive least squares with forgetting, on *relative* errors, so that short and long steps count alike and
 a step that took ten times too long (a page fault, a compilation) can pull no harder than its clipped residual.
 Coefficients are never negative: a step does not get shorter by doing more.
+
+Devices are not linear: a product of 15 rows may take longer than one of 16. Successive steps resemble each other, so
+what the line missed of late is added to a step's prediction, though not to the price of a prompt.
 """
 
 from __future__ import annotations
@@ -20,6 +23,9 @@ FORGETTING: Final = 0.998
 MIN_CLIP: Final = 0.2
 CLIP_DEVIATIONS: Final = 4.0
 NUM_WARM: Final = 64
+NUM_SETTLED: Final = 256
+OFFSET_RATE: Final = 0.2
+MAX_OFFSET: Final = 0.2
 MIN_STEP_S: Final = 1e-6
 FIRST_INFORMATION: Final = 1e-3
 MIN_RIDGE: Final = 1e-4
@@ -41,10 +47,11 @@ class CostModel:
         self.slowness = 1.0
         self._fitted = self._theta
         self._usual = list(self._theta)
+        self._offset_s = 0.0
 
     def predict(self, shape: StepShape) -> float:
         """Seconds that a step of this shape takes."""
-        return self._seconds(self._fitted, shape)
+        return max(self._seconds(self._fitted, shape) + self._offset_s, MIN_STEP_S)
 
     @staticmethod
     def _seconds(theta: Vector, shape: StepShape) -> float:
@@ -89,6 +96,14 @@ class CostModel:
             weight * shape.num_attention_pairs * SCALES[4],
         ]
         self._learn(row)
+        if self.num_observed > NUM_SETTLED:
+            self._note_missed(self._seconds(self._fitted, shape), seconds)
+
+    def _note_missed(self, fitted_s: float, seconds: float) -> None:
+        """What the line misses now; an outlier counts as a fifth of a step."""
+        most_s = MAX_OFFSET * fitted_s
+        missed_s = min(max(seconds - fitted_s, -most_s), most_s)
+        self._offset_s += OFFSET_RATE * (missed_s - self._offset_s)
 
     def _compare(self, shape: StepShape, seconds: float) -> None:
         """`slowness`: recent steps against a model that follows slowly enough to remember how it used to be."""
