@@ -118,6 +118,29 @@ def test_a_newcomer_is_lifted_past_tenants_that_are_idle() -> None:
     assert ledger.classes["low"].tenants["newcomer"].counter(0) == pytest.approx(50.0)
 
 
+def test_in_an_idle_class_a_newcomer_is_lifted_to_the_most_that_a_tenant_left_with() -> None:
+    ledger = Ledger(default_policy())
+    much, little = entered(ledger, 1, "low", "much"), entered(ledger, 2, "low", "little")
+    ledger.charge(much, 30.0)
+    ledger.charge(little, 10.0)
+    ledger.leave(much)
+    ledger.leave(little)
+    entered(ledger, 3, "low", "newcomer")
+    assert ledger.classes["low"].tenants["newcomer"].counter(0) == pytest.approx(30.0)
+
+
+def test_those_that_wait_are_counted_by_class_and_tenant() -> None:
+    ledger = Ledger(default_policy())
+    ledger.queued(entered(ledger, 1, "low"), 1)
+    account = ledger.classes["low"]
+    assert (account.num_queued, account.tenants["t"].num_queued) == (1, 1)
+
+
+def test_a_dearer_prompt_token_costs_more() -> None:
+    ledger = Ledger(with_rules(default_policy(), fairness={"prompt_token_cost": 3.0}))
+    assert ledger.prompt_cost(100, 40) == pytest.approx(60 * 3.0 + 40 * CACHED_COST)
+
+
 def test_idling_and_returning_does_not_lower_a_counter() -> None:
     ledger = Ledger(default_policy())
     first = entered(ledger, 1, "low", "rich")

@@ -78,6 +78,11 @@ def test_who_may_yield(
     assert why_not(row, generated, by_rank, rules, 10.0 + resident_s) is reason
 
 
+@pytest.mark.parametrize(("num_blocks", "swaps"), [(0, False), (1, True), (5, True), (6, False)])
+def test_a_copy_needs_a_block_to_copy_and_room_on_the_host_for_all_of_them(num_blocks: int, swaps: bool) -> None:
+    assert return_cost(num_blocks, 1.0, a_capacity(swap_block_s=1e-3), True, 5)[1] is swaps
+
+
 def test_a_class_that_may_not_yield_does_not() -> None:
     assert why_not(a_row(1, 2), 0, 0, Preemption(preemptible=False), 0.0) is Reason.CLASS_MAY_NOT_YIELD
 
