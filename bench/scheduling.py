@@ -4,6 +4,7 @@
     python -m bench.scheduling azure --traces DIR --load 0.85 --slots 64
     python -m bench.scheduling azure --traces DIR --load 1.5 --slots 64 --bounds 4 8 16 32 64
     python -m bench.scheduling oracle --traces DIR --load 1.5           # refusals against an oracle's
+    python -m bench.scheduling ceiling --traces DIR --load 1.5          # what a worker that is never idle could serve
     python -m bench.scheduling memory --traces DIR                      # tokens computed again for want of memory
     python -m bench.scheduling limit                                    # how steady the batch limit is
     python -m bench.scheduling cost                                     # the scheduler's own time per step
@@ -18,11 +19,12 @@ import json
 import statistics
 import subprocess
 import sys
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -53,6 +55,7 @@ SMALL_CLIENT = 40
 PERTURBED_BY = 0.016
 SPLIT = (("high", 20.0), ("medium", 30.0), ("low", 50.0))
 CLASSES, SHARES = [one for one, _ in SPLIT], [share for _, share in SPLIT]
+AZURE = ("azure", "oracle", "ceiling")
 Row = dict[str, Any]
 
 
@@ -75,9 +78,9 @@ def _options() -> argparse.Namespace:
         command.set_defaults(rows=rows)
         command.add_argument("--json", type=Path)
         command.add_argument("--seeds", type=int, default=8 if name == "vtc" else 3)
-        if name in ("vtc", "memory", "azure", "oracle"):
+        if name in ("vtc", "memory", *AZURE):
             command.add_argument("--traces", type=Path, required=True)
-        if name in ("azure", "oracle"):
+        if name in AZURE:
             command.add_argument("--load", type=float, default=0.85)
             command.add_argument("--slots", type=int, default=64)
             command.add_argument("--requests", type=int, help="only so many of the trace, from its start")
@@ -235,6 +238,32 @@ def _oracle_rows(options: argparse.Namespace) -> Iterator[Row]:
             }
 
 
+def _ceiling_rows(options: argparse.Namespace) -> Iterator[Row]:
+    """Goodput if every slot always decoded, high and medium were all served, and low filled what is left."""
+    for seed, requests in _azure_requests(options, _policy(options)):
+        window_s, low = requests[-1].arrival_s, []
+        taken_s, num_served = 0.0, 0
+        for one in requests:
+            if one.class_id == "low":
+                low.append(_worker_s(one, options.slots))
+            else:
+                taken_s, num_served = taken_s + _worker_s(one, options.slots), num_served + 1
+        left_s, shortest = window_s - taken_s, list(accumulate(sorted(low)))
+        yield {
+            "run": "ceiling",
+            "seed": seed,
+            "any_of_low_rps": (num_served + len(low) * min(1.0, left_s / sum(low))) / window_s,
+            "shortest_of_low_rps": (num_served + bisect_right(shortest, left_s)) / window_s,
+        }
+
+
+def _worker_s(one: Request, num_slots: int) -> float:
+    """The worker's time for a request: its prompt, and its share of full decode steps."""
+    context = one.num_prompt_tokens + one.num_output_tokens / 2
+    row_s = H200_1B.base_s / num_slots + H200_1B.row_s + context * H200_1B.kv_token_s
+    return one.num_prompt_tokens * H200_1B.prefill_token_s + one.num_output_tokens * row_s
+
+
 # The batch limit
 
 
@@ -320,6 +349,7 @@ COMMANDS = {
     "memory": _memory_rows,
     "azure": _azure_rows,
     "oracle": _oracle_rows,
+    "ceiling": _ceiling_rows,
     "limit": _limit_rows,
     "cost": _cost_rows,
 }
