@@ -42,6 +42,8 @@ from scheduler_worker.worker.stats import LoopStats
 BLOCK_SIZE = 16
 PROMPT_TOKENS = 100
 MAX_TOKENS = 900
+WARM_UP_STEPS = 300
+"""The cost model learns from each of the first 256 steps, then from every fourth: a worker runs for days."""
 POOL = "bench"
 SAMPLING = {
     "greedy": SamplingParams(temperature=0.0, ignore_eos=True),
@@ -144,12 +146,9 @@ class WorkerLoop:
         return seq_id
 
     def run(self, steps: int) -> list[float]:
-        """Overheads in seconds of the last so many steps, all of them of the whole batch."""
-        loop, wanted = self._loop, len(self._ids) * (MAX_TOKENS // 2)
-        while sum(sum(one.num_generated_tokens.values()) for one in self._closed) < wanted:
-            loop.turn()
-            if len(self._closed) > 4 and sum(len(one.overheads_s) for one in self._closed) > 2 * steps:
-                break
+        """Overheads in seconds of so many steps after the warm-up, all of them of the whole batch."""
+        while sum(len(one.overheads_s) for one in self._closed) < WARM_UP_STEPS + steps:
+            self._loop.turn()
         return [overhead for one in self._closed for overhead in one.overheads_s][-steps:]
 
     def close(self) -> None:
@@ -178,7 +177,7 @@ def _header(seq_id: str, number: int) -> SequenceHeader:
 def measure(executor: TorchExecutor, batch: int, kind: str, steps: int) -> dict[str, object]:
     """Overhead of one step of engine and scheduler, in milliseconds."""
     loop = Loop(executor, batch, SAMPLING[kind])
-    times = [loop.step() for _ in range(steps)][steps // 5 :]
+    times = [loop.step() for _ in range(WARM_UP_STEPS + steps)][WARM_UP_STEPS:]
     loop.close()
     forward_ms = round(statistics.median(forward for _, forward, _ in times) * 1e3, 3)
     return _figures("engine", batch, kind, [wall - forward for wall, forward, _ in times]) | {
@@ -223,7 +222,7 @@ def main() -> None:
         "--vocab", type=int, default=8192, help="vocabulary of the small model (default 8192)"
     )
     parser.add_argument("--model", help="a model of your own instead, by path")
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=300, help="after a warm-up of as many (default 300)")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batches", type=int, nargs="+", default=[8, 32])
     parser.add_argument("--sampling", nargs="+", choices=SAMPLING, default=list(SAMPLING))
