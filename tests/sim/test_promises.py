@@ -17,7 +17,7 @@ from scheduler_worker.core.policy import Policy, default_policy
 from scheduler_worker.core.scheduler import Scheduler
 from scheduler_worker.sim.admission import SimulatedAdmission
 from scheduler_worker.sim.cost import H200_1B, StepCost
-from scheduler_worker.sim.run import History, Options, Simulation
+from scheduler_worker.sim.run import History, Options, Outcome, Simulation
 from scheduler_worker.sim.trace import Request, read_trace
 from scheduler_worker.sim.workload import assign_classes, at_rate
 
@@ -103,6 +103,26 @@ def test_no_accepted_request_waits_longer_than_its_bound(mix: str) -> None:
 def test_refusing_everything_would_be_no_promise() -> None:
     accepted = [one for one in run(MIXES["three times what the worker can do"]).outcomes if not one.refused]
     assert len(accepted) > 800
+
+
+def by_class(history: History, class_id: str) -> tuple[list[Outcome], list[Outcome]]:
+    """All of a class's requests, and those accepted."""
+    all_of_it = [one for one in history.outcomes if one.request.class_id == class_id]
+    return all_of_it, [one for one in all_of_it if not one.refused]
+
+
+def test_by_default_an_overload_is_refused_from_low_and_what_is_accepted_of_it_meets_its_objective() -> None:
+    history = run(poisson(150, 15, 6), rules=default_policy())
+    asked, accepted = by_class(history, "low")
+    in_time = sum((one.ttft_s or 0.0) <= 0.5 for one in accepted) / len(accepted)
+    refused = {one.request.class_id for one in history.outcomes if one.refused}
+    assert (refused, in_time > 0.95, len(accepted) > len(asked) / 3) == ({"low"}, True, True)
+
+
+def test_where_some_must_be_refused_short_requests_find_room_more_often() -> None:
+    asked, accepted = by_class(run(poisson(150, 15, 6), rules=default_policy()), "low")
+    mean = [sum(one.request.num_prompt_tokens for one in some) / len(some) for some in (accepted, asked)]
+    assert mean[0] < 0.95 * mean[1]
 
 
 def test_a_load_that_fits_is_not_refused() -> None:
