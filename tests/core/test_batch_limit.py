@@ -110,6 +110,25 @@ def test_binding_in_half_of_the_samples_is_enough_to_grow() -> None:
     assert len(steps.run(STEPS_A_DECISION // 2, 0.001, binding=True)) == 1
 
 
+def test_binding_in_fewer_is_not() -> None:
+    steps = a_limit(64)
+    steps.limit.limit = 32
+    steps.run(11 * 10, 0.001, binding=False)
+    assert steps.run(9 * 10, 0.001, binding=True) == []
+
+
+def test_out_of_memory_tells_the_latency_that_was_measured_last() -> None:
+    steps = a_limit(64)
+    steps.run(10, 0.018)
+    change = steps.limit.out_of_memory(8)
+    assert (change.itl_s, change.target_s) == (pytest.approx(0.018), pytest.approx(TARGET_S))
+
+
+def test_out_of_memory_before_any_measurement_tells_none() -> None:
+    change = BatchLimit(Rules(), 64).out_of_memory(8)
+    assert (change.itl_s, change.target_s) == (0.0, 0.0)
+
+
 def test_the_history_is_cleared_after_each_change() -> None:
     steps = a_limit()
     assert len(steps.run(STEPS_A_DECISION, 0.1)) == 1

@@ -54,7 +54,7 @@ def test_decoding_rows_are_charged_an_output_token_a_step() -> None:
 
 def test_an_account_opens_at_nothing() -> None:
     account = Account("a", 7, 1.0)
-    assert (account.counter(0), account.service(0), account.num_active, account.num_queued) == (0.0, 0.0, 0, 0)
+    assert (account.counter(5), account.service(5), account.num_active, account.num_queued) == (0.0, 0.0, 0, 0)
 
 
 def test_the_order_follows_what_rows_run_up_from_the_step_in_which_they_joined() -> None:
