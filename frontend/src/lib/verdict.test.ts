@@ -21,11 +21,11 @@ const late = { kept: false, broken_since: NOW - 260, num_late: 317, num_requests
 
 describe('a broken promise', () => {
   it('is one sentence: which class breaks what', () => {
-    expect(brokenHeadline(BROKEN, null)).toBe('high is breaking its promise: late first tokens');
+    expect(brokenHeadline(BROKEN, false)).toBe('high is breaking its promise: late first tokens');
   });
 
   it('goes into the past tense with the last known numbers', () => {
-    expect(brokenHeadline(BROKEN, NOW)).toBe('Last seen at 03:12:06 UTC: high was breaking its promise: late first tokens');
+    expect(brokenHeadline(BROKEN, true)).toBe('high was breaking its promise: late first tokens');
   });
 
   it('says what was measured, over which window, of how many', () => {
@@ -66,6 +66,12 @@ describe('a quiet page', () => {
     const high = aClass('high', { tpot: { p50: 0.03, p95: 0.05, p99: 0.05, num: 4 } });
     const snapshot = aSnapshot({ classes: [high], verdict: aVerdict({ class_id: 'high', metric: 'tpot', attainment: 0.75 }) });
     expect(quietLine(snapshot, NOW).say).toBe('Over its limit, but of too few requests to judge: high TPOT, p99 at 50 of 40 ms.');
+  });
+
+  it('does not call a promise kept that too few requests have missed so far', () => {
+    const snapshot = aSnapshot({ classes: [aClass('high', { attainment: 0.75 })], verdict: aVerdict({ class_id: 'high', metric: 'tpot', attainment: 0.75 }) });
+    expect(quietLine(snapshot, NOW).head).toBe('No promise broken');
+    expect(tabTitle(snapshot, false, 'Live')).toBe('Live · no promise broken · Tidegate');
   });
 
   it('lets the attainment speak where the percentile is stricter than the promise', () => {

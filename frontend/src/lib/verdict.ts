@@ -20,12 +20,9 @@ export function promised(one: ClassLive, metric: Metric): string {
 }
 
 /** "high is breaking its promise: late first tokens"; in the past tense when the numbers are only the last known. */
-export function brokenHeadline(verdict: Verdict, lastSeenAt: number | null): string {
-  const name = verdict.class_id ?? 'a class';
+export function brokenHeadline(verdict: Verdict, isLastKnown: boolean): string {
   const what = verdict.metric === null ? '' : `: ${LATE[verdict.metric]}`;
-  return lastSeenAt === null
-    ? `${name} is breaking its promise${what}`
-    : `Last seen at ${utc(lastSeenAt)}: ${name} was breaking its promise${what}`;
+  return `${verdict.class_id ?? 'a class'} ${isLastKnown ? 'was' : 'is'} breaking its promise${what}`;
 }
 
 /** "Last 5 min: 91.2 %; 317 of 3,604 came late." */
@@ -88,7 +85,13 @@ export function quietLine(snapshot: LiveSnapshot, now: number): { head: string; 
     return { head: 'No traffic', say: 'Nothing has finished lately, so there is no promise to judge.' };
   }
   const since = verdict.since === null ? '' : `for ${duration(now - verdict.since)}, since ${instant(verdict.since, now)}. `;
-  return { head: 'All promises kept', say: `${since}${closestLine(snapshot)}`.trim() };
+  return { head: isUndecidedAnywhere(snapshot) ? 'No promise broken' : 'All promises kept', say: `${since}${closestLine(snapshot)}`.trim() };
+}
+
+/** "No worker is connected", and since when. */
+export function noWorkerHead(snapshot: LiveSnapshot, now: number, isLastKnown: boolean): string {
+  const heard = snapshot.workers_at === null ? '' : `; the last one was heard at ${instant(snapshot.workers_at, now)}`;
+  return isLastKnown ? `Last seen at ${utc(snapshot.at)}: no worker was connected` : `No worker is connected${heard}`;
 }
 
 export function noWorkerLine(snapshot: LiveSnapshot): string {
@@ -118,6 +121,11 @@ export function isRecovering(one: ClassLive): boolean {
 function keptLine(one: ClassLive): string {
   if (one.num_finished === 0) return 'nothing finished';
   return isUndecided(one) ? 'too few to judge' : 'both kept';
+}
+
+/** Nothing is broken, but somewhere the few requests there were came late. */
+export function isUndecidedAnywhere(snapshot: LiveSnapshot): boolean {
+  return snapshot.classes.some(isUndecided);
 }
 
 export function isUndecided(one: ClassLive): boolean {
@@ -188,7 +196,7 @@ export function tabTitle(snapshot: LiveSnapshot | null, isLost: boolean, page: s
   }
   if (verdict.kind === 'no_worker') return '(1) no worker · Tidegate';
   if (silent.length > 0) return `(${silent.length}) ${silent[0]?.id ?? ''} silent · Tidegate`;
-  return `${page} · ${verdict.kind === 'kept' ? 'all promises kept' : 'no traffic'} · Tidegate`;
+  return `${page} · ${quietLine(snapshot, snapshot.at).head.toLowerCase()} · Tidegate`;
 }
 
 export function announcement(snapshot: LiveSnapshot | null, lostSince: number | null): string {
@@ -196,17 +204,18 @@ export function announcement(snapshot: LiveSnapshot | null, lostSince: number | 
   if (lostSince !== null) return `Connection lost. Showing the last known numbers, from ${utc(lostSince)}.`;
   const silent = snapshot.workers.filter((one) => one.state === 'silent').map((one) => one.id);
   const prefix = silent.length > 0 ? `${list(silent)} ${silent.length === 1 ? 'is' : 'are'} silent. ` : '';
-  return `${prefix}${verdictSentence(snapshot.verdict)}`;
+  return `${prefix}${verdictSentence(snapshot)}`;
 }
 
-function verdictSentence(verdict: Verdict): string {
+function verdictSentence(snapshot: LiveSnapshot): string {
+  const { verdict } = snapshot;
   switch (verdict.kind) {
     case 'broken': {
       const since = verdict.since === null ? '' : `, since ${utc(verdict.since)}`;
-      return `Live. ${brokenHeadline(verdict, null)}${since}.`;
+      return `Live. ${brokenHeadline(verdict, false)}${since}.`;
     }
     case 'kept':
-      return 'Live. All promises kept.';
+      return `Live. ${quietLine(snapshot, snapshot.at).head}.`;
     case 'no_traffic':
       return 'Live, no traffic.';
     case 'no_worker':

@@ -42,12 +42,13 @@ function Broken({ snapshot, state }: Props) {
           <Icon name="bad" />
           <span>
             {one === null ? null : <Glyph color={one.color} />}
-            {words.brokenHeadline(verdict, seenAt)}
+            {words.brokenHeadline(verdict, seenAt !== null)}
           </span>
         </h2>
         {verdict.since === null ? null : (
           <p className="since">
             for <b>{duration((seenAt ?? now) - verdict.since)}</b>, since {instant(verdict.since, now)}
+            {seenAt === null ? null : `; last seen at ${utc(seenAt)}`}
           </p>
         )}
         <p className="fact">
@@ -108,7 +109,7 @@ function Quiet({ snapshot, state }: Props) {
   const seen = isOld(state) ? `Last seen at ${utc(snapshot.at)}: ` : '';
   return (
     <section className={`panel kept ${isOld(state) ? 'is-old' : ''}`} aria-label={head} data-state={state.kind} data-verdict={snapshot.verdict.kind}>
-      <Icon name={snapshot.verdict.kind === 'kept' ? 'ok' : 'info'} />
+      <Icon name={snapshot.verdict.kind === 'kept' && !words.isUndecidedAnywhere(snapshot) ? 'ok' : 'info'} />
       <b>
         {seen}
         {seen === '' ? head : head.toLowerCase()}
@@ -121,11 +122,12 @@ function Quiet({ snapshot, state }: Props) {
 }
 
 function NoWorker({ snapshot, state }: Props) {
+  const { now } = useLiveClock();
   return (
     <section className={`panel silent ${isOld(state) ? 'is-old' : ''}`} aria-label="No worker" data-state={state.kind} data-verdict={snapshot.verdict.kind}>
       <Icon name="off" />
       <div>
-        <h2>{isOld(state) ? `Last seen at ${utc(snapshot.at)}: no worker was connected` : 'No worker is connected'}</h2>
+        <h2>{words.noWorkerHead(snapshot, now, isOld(state))}</h2>
         <p>{words.noWorkerLine(snapshot)}</p>
       </div>
       <span className="grow" />
