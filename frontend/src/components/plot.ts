@@ -1,7 +1,7 @@
 // The page's chart rules on top of uPlot: what is drawn around and over its lines.
 
 import uPlot from 'uplot';
-import { isolated, markLabel, silences, timeTicks, valueTicks } from '../lib/chart';
+import { isolated, markCentre, markLabel, silences, timeTicks, valueTicks } from '../lib/chart';
 import { clock, clockMinutes } from '../lib/time';
 
 export interface ChartSeries {
@@ -229,8 +229,7 @@ function drawMark(u: uPlot, at: number, paint: Paint): void {
   if (x < bbox.left || x > bbox.left + bbox.width) return;
   dashed(u, paint('--ctl'), [2, 2], x, bbox.top, x, bbox.top + bbox.height);
   const px = uPlot.pxRatio;
-  const half = 26 * px;
-  const centre = Math.min(Math.max(x, bbox.left + half), bbox.left + bbox.width - half);
+  const centre = markCentre(x, bbox.left, bbox.left + bbox.width, 26 * px);
   ctx.textAlign = 'center';
   halo(u, markLabel(at), centre, bbox.top + bbox.height + 14 * px, paint, FONT_MARK);
 }

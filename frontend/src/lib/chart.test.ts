@@ -1,5 +1,5 @@
 import { describe, expect, it } from 'vitest';
-import { columns, isolated, silences, stacked, timeTicks, valueTicks } from './chart';
+import { columns, isolated, latencyTick, silences, stacked, timeTicks, valueTicks } from './chart';
 
 describe('value ticks', () => {
   it.each([
@@ -13,10 +13,25 @@ describe('value ticks', () => {
   });
 });
 
+describe('ticks of a latency', () => {
+  it.each([
+    [0, 0.15, '0'],
+    [0.05, 0.04, '50 ms'],
+    [5, 0.15, '5 s'],
+    [0.5, 0.53, '0.5 s'],
+  ])('say their unit: %f beside an objective of %f', (seconds, objective, text) => {
+    expect(latencyTick(seconds, objective)).toBe(text);
+  });
+});
+
 describe('time ticks', () => {
   it('stand on round times and leave room for the start of a broken promise', () => {
     expect(timeTicks(0, 900, 200)).toEqual([300, 600]);
     expect(timeTicks(0, 900, 200, 580)).toEqual([300]);
+  });
+
+  it('leave room for a start that is written inside the right edge', () => {
+    expect(timeTicks(0, 900, 60, 890, 50)).not.toContain(720);
   });
 
   it('ignore a start that lies before the chart', () => {

@@ -11,13 +11,25 @@ export function valueTicks(max: number, intervals = 3): number[] {
   return Array.from({ length: num + 1 }, (_, index) => Number((index * step).toPrecision(10)));
 }
 
+/** A tick of a latency's axis: in seconds from one second on or where the objective is long, else in ms. */
+export function latencyTick(seconds: number, objectiveS: number): string {
+  if (seconds === 0) return '0';
+  if (objectiveS >= 0.5 || seconds >= 1) return `${Number(seconds.toPrecision(3))} s`;
+  return `${Number((seconds * 1000).toPrecision(3))} ms`;
+}
+
+/** Where the label of an instant is centred, so that it stays inside the chart. */
+export function markCentre(at: number, from: number, to: number, halfS: number): number {
+  return Math.min(Math.max(at, from + halfS), to - halfS);
+}
+
 /** Round instants between `from` and `to`, at least `minGapS` apart, and `clearS` away from `avoid` and the edges. */
 export function timeTicks(from: number, to: number, minGapS: number, avoid: number | null = null, clearS = minGapS / 4): number[] {
   const steps = [60, 120, 300, 600, 900, 1800, 3600, 7200];
   const step = steps.find((size) => size >= minGapS) ?? 7200;
   const ticks: number[] = [];
   for (let at = Math.ceil(from / step) * step; at <= to; at += step) {
-    const isClear = avoid === null || avoid < from || Math.abs(at - avoid) >= clearS * 3;
+    const isClear = avoid === null || avoid < from || Math.abs(at - markCentre(avoid, from, to, clearS * 1.75)) >= clearS * 3;
     if (isClear && at - from > clearS && to - at > clearS) ticks.push(at);
   }
   return ticks;

@@ -9,7 +9,7 @@ import { Icon } from '../../components/Icon';
 import { Panel } from '../../components/Panel';
 import type { ChartModel } from '../../components/plot';
 import { Term } from '../../components/Term';
-import { columns } from '../../lib/chart';
+import { columns, latencyTick } from '../../lib/chart';
 import { count, latency, latencyBeside, latencyText, objective, percent, wholePercent } from '../../lib/format';
 import type { PanelState } from '../../lib/panelState';
 import { isOld } from '../../lib/panelState';
@@ -112,8 +112,9 @@ function limitOf(one: ClassLive, metric: Metric): number {
 function Foot({ one }: { one: ClassLive }) {
   const { now } = useLiveClock();
   const burn = burnLine(one);
-  const burnsFast = (one.burn_rate ?? 0) > 1;
-  const misses = one.attainment !== null && one.attainment < one.objective.target;
+  const isBroken = !keepsBoth(one);
+  const burnsFast = isBroken && (one.burn_rate ?? 0) > 1;
+  const misses = isBroken && one.attainment !== null && one.attainment < one.objective.target;
   return (
     <dl className="foot">
       <div>
@@ -185,7 +186,7 @@ function usePromiseChart(one: ClassLive, metric: Metric, points: readonly Point[
       now: second,
       spanS,
       pointS,
-      tick: (value: number) => tickText(value, limit),
+      tick: (value: number) => latencyTick(value, limit),
       format: latencyText,
       minMax: 0,
       intervals: 2,
@@ -196,11 +197,4 @@ function usePromiseChart(one: ClassLive, metric: Metric, points: readonly Point[
     }),
     [data, order, one.color, governing, second, spanS, pointS, limit],
   );
-}
-
-/** One unit for the whole axis, that of the objective: "1 s" from a second on, plain ms below. */
-function tickText(value: number, limit: number): string {
-  if (value === 0) return '0';
-  if (limit >= 0.5) return `${Number(value.toPrecision(3))} s`;
-  return `${Number((value * 1000).toPrecision(3))}`;
 }
