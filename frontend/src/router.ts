@@ -19,9 +19,12 @@ export function placeOf(pathname: string, hash: string): Place {
   return { page, anchor: decodeURIComponent(hash.replace(/^#/, '')) };
 }
 
+/** Another page opens at its top; a place on it is found by who shows it. */
 export function go(path: string): void {
+  const isElsewhere = new URL(path, window.location.href).pathname !== window.location.pathname;
   window.history.pushState(null, '', path);
   window.dispatchEvent(new Event(CHANGED));
+  if (isElsewhere) window.scrollTo(0, 0);
 }
 
 function subscribe(listener: () => void): () => void {
