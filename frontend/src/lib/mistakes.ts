@@ -4,15 +4,34 @@ import type { Mistake } from '../api/http';
 import type { Document } from './document';
 import { valueAt } from './document';
 import type { Field } from './schema';
+import { inWords } from './units';
 
-/** Fields that must have a value and have none. The server would say so too, only later and less kindly. */
-export function missingValues(document: Document, perClass: readonly Field[], shared: readonly Field[]): Mistake[] {
+/**
+ * Fields that must have a value and have none, and numbers outside their field's limits. The server would say so too,
+ * only later, and in the document's units instead of those of the form.
+ */
+export function localMistakes(document: Document, perClass: readonly Field[], shared: readonly Field[]): Mistake[] {
   const paths = document.classes.flatMap((_, index) => perClass.map((field) => ({ field, path: `classes.${index}.${field.path}` })));
   return [...paths, ...shared.map((field) => ({ field, path: field.path }))].flatMap(({ field, path }) => {
     const value = valueAt(document, path);
-    const isMissing = !field.nullable && (value === null || value === '');
-    return isMissing ? [{ path, message: 'is required. Give a value.' }] : [];
+    if (!field.nullable && (value === null || value === '')) return [{ path, message: 'a value is missing. Give one.' }];
+    const message = typeof value === 'number' ? outsideLimits(value, field) : null;
+    return message === null ? [] : [{ path, message }];
   });
+}
+
+/** "120 % is too much. Choose less than 100 %." */
+function outsideLimits(value: number, field: Field): string | null {
+  const { minimum, maximum } = field;
+  if (minimum !== null && (value < minimum || (field.isMinimumExcluded && value === minimum))) {
+    const way = field.isMinimumExcluded ? `more than ${inWords(minimum, field)}` : `${inWords(minimum, field)} or more`;
+    return `${inWords(value, field)} is too little. Choose ${way}.`;
+  }
+  if (maximum !== null && (value > maximum || (field.isMaximumExcluded && value === maximum))) {
+    const way = field.isMaximumExcluded ? `less than ${inWords(maximum, field)}` : `${inWords(maximum, field)} or less`;
+    return `${inWords(value, field)} is too much. Choose ${way}.`;
+  }
+  return null;
 }
 
 /** Both lists, the browser's first; one message per field and source. */

@@ -1,7 +1,8 @@
 import { readFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import type { Document, Json } from './document';
-import { formPaths, homeless, missingValues, sentence } from './mistakes';
+import { withValue } from './document';
+import { formPaths, homeless, localMistakes, sentence } from './mistakes';
 import type { Schema } from './schema';
 import { classFields, sharedSections } from './schema';
 import { inWords, shown, stored, unitOf } from './units';
@@ -62,7 +63,15 @@ describe('units', () => {
 describe('mistakes', () => {
   it('find what is required and missing', () => {
     const draft = { ...policy, classes: policy.classes.map((one, index) => (index === 1 ? { ...one, weight: null } : one)) };
-    expect(missingValues(draft, perClass, shared)).toEqual([{ path: 'classes.1.weight', message: 'is required. Give a value.' }]);
+    expect(localMistakes(draft, perClass, shared)).toEqual([{ path: 'classes.1.weight', message: 'a value is missing. Give one.' }]);
+  });
+
+  it('find numbers outside their limits, in the units of the form', () => {
+    const found = (path: string, value: Json): string | undefined => localMistakes(withValue(policy, path, value), perClass, shared)[0]?.message;
+    expect(found('classes.1.slo.target', 1.2)).toBe('120 % is too much. Choose less than 100 %.');
+    expect(found('classes.0.slo.ttft_s', -5)).toContain('is too little. Choose more than 0 ');
+    expect(found('batch_limit.min_slots', 0)).toBe('0 slots is too little. Choose 1 slot or more.');
+    expect(localMistakes(policy, perClass, shared)).toEqual([]);
   });
 
   it('name class and field once', () => {

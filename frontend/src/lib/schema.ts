@@ -32,6 +32,9 @@ export interface Field {
   choices: readonly string[];
   minimum: number | null;
   maximum: number | null;
+  /** Whether the least or the most is itself too little or too much. */
+  isMinimumExcluded: boolean;
+  isMaximumExcluded: boolean;
 }
 
 export interface Section {
@@ -79,6 +82,8 @@ function fieldOf(root: Schema, raw: Schema, path: string, name: string): Field {
     choices: value.enum ?? [],
     minimum: value.minimum ?? value.exclusiveMinimum ?? null,
     maximum: value.maximum ?? value.exclusiveMaximum ?? null,
+    isMinimumExcluded: value.minimum === undefined && value.exclusiveMinimum !== undefined,
+    isMaximumExcluded: value.maximum === undefined && value.exclusiveMaximum !== undefined,
   };
 }
 

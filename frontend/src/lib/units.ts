@@ -67,7 +67,9 @@ export function inWords(value: Json, field: Field | undefined): string {
   const unit = field === undefined ? PLAIN : unitOf(field, value);
   const number = shown(value, unit);
   const text = Number.isInteger(number) ? count(number) : String(number);
-  return unit.label === '' || unit.label.startsWith('×') ? text : `${text} ${unit.label}`;
+  const isOneThing = number === 1 && unit.factor === 1 && unit.label.length > 2;
+  const label = isOneThing ? unit.label.replace(/s$/, '') : unit.label;
+  return label === '' || label.startsWith('×') ? text : `${text} ${label}`;
 }
 
 const CHOICES: Record<string, string> = {

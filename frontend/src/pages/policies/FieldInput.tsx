@@ -64,7 +64,6 @@ function NumberControl(props: FieldInputProps) {
         onChange(path, parsed(next, unit));
       }}
       thousandSeparator=","
-      allowNegative={false}
       allowDecimal={field.kind === 'number' || unit.factor !== 1}
       placeholder={field.nullable ? 'not set' : ''}
       rightSection={unit.label === '' ? null : <span className="u">{unit.label}</span>}

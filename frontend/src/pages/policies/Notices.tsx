@@ -10,6 +10,7 @@ import type { Field } from '../../lib/schema';
 import type { Names } from './Changes';
 import { ChangeList } from './Changes';
 import type { Editor } from './editor';
+import { showField } from './fields';
 
 export function Steps({ editor }: { editor: Editor }) {
   const isDraft = editor.changes.length > 0;
@@ -35,7 +36,11 @@ function StepMessage({ editor }: { editor: Editor }) {
   if (first !== undefined) {
     return (
       <>
-        Mend <a href={`#${first.path}`}>{plural(editor.mistakes.length, 'field')}</a> to go on. Nothing here touches a worker until you publish.
+        Mend{' '}
+        <a href={`#${first.path}`} onClick={() => showField(first.path)}>
+          {plural(editor.mistakes.length, 'field')}
+        </a>{' '}
+        to go on. Nothing here touches a worker until you publish.
       </>
     );
   }

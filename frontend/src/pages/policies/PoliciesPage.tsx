@@ -12,6 +12,7 @@ import type { Failure } from '../../lib/panelState';
 import type { Field, Schema } from '../../lib/schema';
 import { classFields, sharedSections } from '../../lib/schema';
 import { dayAndTime, parseInstant } from '../../lib/time';
+import { viewOf } from '../../live/connection';
 import { serverNow, useLive, useTick } from '../../live/context';
 import { usePlace } from '../../router';
 import type { Names } from './Changes';
@@ -19,6 +20,7 @@ import { Changes } from './Changes';
 import { ClassForm } from './ClassForm';
 import type { Published } from './editor';
 import { useEditor } from './editor';
+import { showField } from './fields';
 import { Conflict, General, Steps } from './Notices';
 import { Comment, PublishPanel } from './Publish';
 import { SharedForm } from './SharedForm';
@@ -87,7 +89,7 @@ function Editing({ initial, session }: { initial: Loaded; session: Session }) {
     },
     [history],
   );
-  const editor = useEditor({ base, perClass, shared, liveVersion: live.snapshot?.policy_version ?? null, onBase, onPublished: setPublished });
+  const editor = useEditor({ base, perClass, shared, liveVersion: live.snapshot?.policy_version ?? null, isLive: viewOf(live.connection).kind === 'live', onBase, onPublished: setPublished });
   useAnchor();
   const isDraft = editor.changes.length > 0;
   return (
@@ -189,9 +191,6 @@ function useNames(perClass: readonly Field[], shared: readonly Field[], base: Po
 function useAnchor(): void {
   const { anchor } = usePlace();
   useEffect(() => {
-    if (anchor === '') return;
-    const field = document.getElementById(`f-${anchor}`);
-    field?.scrollIntoView({ block: 'center' });
-    field?.focus({ preventScroll: true });
+    if (anchor !== '') showField(anchor);
   }, [anchor]);
 }

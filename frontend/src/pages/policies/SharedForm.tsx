@@ -16,6 +16,8 @@ const DEFAULT_CLASS: Field = {
   choices: [],
   minimum: null,
   maximum: null,
+  isMinimumExcluded: false,
+  isMaximumExcluded: false,
 };
 
 export function SharedForm({ editor, sections }: { editor: Editor; sections: readonly Section[] }) {

@@ -7,7 +7,7 @@ import type { PolicyVersion } from '../../api/policies';
 import { activePolicy, publish, validate } from '../../api/policies';
 import type { Change, Document, Json } from '../../lib/document';
 import { changesBetween, rebased, reverted, withValue } from '../../lib/document';
-import { merged, missingValues } from '../../lib/mistakes';
+import { localMistakes, merged } from '../../lib/mistakes';
 import type { Field } from '../../lib/schema';
 import { monotonicS } from '../../live/client';
 import { clearDraft, loadDraft, saveDraft } from './storage';
@@ -47,6 +47,8 @@ interface Options {
   shared: readonly Field[];
   /** The version that the workers' view says is active. */
   liveVersion: number | null;
+  /** Whether the control plane is heard; when it is back, the draft is checked again. */
+  isLive: boolean;
   onBase: (base: PolicyVersion) => void;
   onPublished: (published: Published) => void;
 }
@@ -58,7 +60,7 @@ export function useEditor(options: Options): Editor {
   const [comment, setComment] = useState(stored?.comment ?? '');
   const [note, setNote] = useState<string | null>(null);
   const changes = useMemo(() => changesBetween(base.document, draft), [base.document, draft]);
-  const { mistakes, check, addMistakes } = useMistakes(draft, options.perClass, options.shared);
+  const { mistakes, check, addMistakes } = useMistakes(draft, options);
   const [newer, setNewer] = useState<PolicyVersion | null>(null);
   const adopt = (version: PolicyVersion): void => {
     setDraft(version.document);
@@ -124,7 +126,7 @@ function rebaseNote(numConflicts: number, numDropped: number, version: number): 
 
 const DEBOUNCE_MS = 300;
 
-function useMistakes(draft: Document, perClass: readonly Field[], shared: readonly Field[]) {
+function useMistakes(draft: Document, { perClass, shared, isLive }: Options) {
   const [server, setServer] = useState<readonly Mistake[]>([]);
   const [last, setLast] = useState<{ draft: Document; check: Check } | null>(null);
   useEffect(() => {
@@ -144,9 +146,9 @@ function useMistakes(draft: Document, perClass: readonly Field[], shared: readon
       clearTimeout(timer);
       abort.abort();
     };
-  }, [draft]);
+  }, [draft, isLive]);
   const check: Check = last?.draft === draft ? last.check : { kind: 'checking' };
-  const mistakes = useMemo(() => merged(missingValues(draft, perClass, shared), server), [draft, perClass, shared, server]);
+  const mistakes = useMemo(() => merged(localMistakes(draft, perClass, shared), server), [draft, perClass, shared, server]);
   return { mistakes, check, addMistakes: setServer };
 }
 
