@@ -21,6 +21,7 @@ from django.conf import settings
 from starlette.applications import Starlette
 from starlette.routing import Router
 
+from controlplane.common.body_limit import BodyLimit
 from controlplane.gateway import app as gateway_app
 from controlplane.telemetry import folder
 from controlplane.telemetry.routing import websocket_application
@@ -33,6 +34,7 @@ GATEWAY_PATHS: Final = ("/v1/", "/healthz", "/readyz")
 
 gateway = gateway_app.build()
 websockets = websocket_application()
+pages = BodyLimit(django_application, settings.TIDEGATE.max_body_bytes)
 
 
 @asynccontextmanager
@@ -58,4 +60,4 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
     elif scope["path"].startswith(GATEWAY_PATHS):
         await gateway(scope, receive, send)
     else:
-        await django_application(scope, receive, send)
+        await pages(scope, receive, send)

@@ -34,7 +34,7 @@ def newest_first(rows: QuerySet[Any], number_field: str, request: Request, size:
 
 
 def _number(cursor: str) -> int:
-    if not cursor.isascii() or not cursor.isdecimal() or int(cursor) > LARGEST_CURSOR:
+    if not cursor.isascii() or not cursor.isdecimal() or len(cursor) > 10 or int(cursor) > LARGEST_CURSOR:
         message = "is not a cursor; use the value of `next` of the page before"
         raise Invalid("The page cannot be found.", [Mistake(path="cursor", message=message)])
     return int(cursor)

@@ -162,6 +162,8 @@ def _is_chat(body: bytes) -> bool:
         fields = json.loads(body)
     except ValueError as error:
         raise Invalid(f"The body is not JSON: {error}.") from error
+    except RecursionError:
+        raise Invalid("The body is nested too deeply.") from None
     if not isinstance(fields, dict):
         raise Invalid("The body must be a JSON object.")
     if ("messages" in fields) == ("prompt" in fields):

@@ -252,7 +252,7 @@ def test_the_list_of_versions_takes_as_many_queries_for_many_as_for_one(
     assert count() == one
 
 
-@pytest.mark.parametrize("cursor", ["x", "-1", "9" * 30, "²"])
+@pytest.mark.parametrize("cursor", ["x", "-1", "9" * 30, "9" * 5000, "²"])
 def test_a_cursor_that_is_none_is_a_mistake(api: APIClient, published: Document, cursor: str) -> None:
     response = api.get(POLICIES, {"cursor": cursor})
     assert (response.status_code, error_of(response)["mistakes"][0]["path"]) == (400, "cursor")
@@ -400,6 +400,12 @@ def test_a_wrong_verb_has_the_shape_and_names_the_right_ones(api: APIClient) -> 
 
 def test_a_body_that_is_not_json_has_the_shape(api: APIClient) -> None:
     response = api.post(f"{POLICIES}/validate", "{", content_type="application/json")
+    assert (response.status_code, error_of(response)["code"]) == (400, "invalid")
+
+
+def test_a_body_that_is_nested_too_deeply_has_the_shape(api: APIClient) -> None:
+    body = '{"document":' + "[" * 100_000 + "]" * 100_000 + "}"
+    response = api.post(f"{POLICIES}/validate", body, content_type="application/json")
     assert (response.status_code, error_of(response)["code"]) == (400, "invalid")
 
 

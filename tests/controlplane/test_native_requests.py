@@ -33,6 +33,7 @@ from tests.gateway.scripted_worker import ScriptedWorker
 __all__ = ["_completions_at_once", "tiny_model", "tiny_model_dir"]
 
 ROUTE = "/api/v1/requests"
+JSON = {"Content-Type": "application/json"}
 CHAT = {"model": MODEL_NAME, "messages": [{"role": "user", "content": "Hello"}]}
 
 
@@ -145,8 +146,24 @@ def test_the_gateways_refusals_come_in_this_apis_shape(
 
 
 def test_a_body_that_is_not_json_is_refused(http: httpx.Client) -> None:
-    response = http.post(ROUTE, content=b"{", headers={"Content-Type": "application/json"})
+    response = http.post(ROUTE, content=b"{", headers=JSON)
     assert (response.status_code, "not JSON" in response.json()["error"]["message"]) == (400, True)
+
+
+def test_a_body_that_is_nested_too_deeply_is_refused(http: httpx.Client) -> None:
+    response = http.post(ROUTE, content="[" * 100_000, headers=JSON)
+    assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid")
+
+
+def test_a_body_over_the_limit_is_413(http: httpx.Client) -> None:
+    response = http.post(ROUTE, content=b" " * (settings.TIDEGATE.max_body_bytes + 1), headers=JSON)
+    assert (response.status_code, response.json()["error"]["code"]) == (413, "too_large")
+
+
+def test_a_body_without_a_length_is_counted_while_it_is_read(http: httpx.Client) -> None:
+    chunks = (b" " * 0x10000 for _ in range(settings.TIDEGATE.max_body_bytes // 0x10000 + 1))
+    response = http.post(ROUTE, content=chunks, headers=JSON)
+    assert (response.status_code, response.json()["error"]["code"]) == (413, "too_large")
 
 
 def test_the_gateway_answers_beside_django(http: httpx.Client) -> None:
