@@ -90,7 +90,7 @@ class _Body(Struct, forbid_unknown_fields=True, kw_only=True, omit_defaults=True
     priority: Text | None = None
     top_k: Annotated[int, Meta(ge=-1, le=1_000_000)] | None = None
     min_p: Share | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    repetition_penalty: Annotated[float, Meta(ge=0.01, le=10)] | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=100_000_000)] | None = None
     ignore_eos: bool | None = None
 
@@ -225,7 +225,7 @@ def read_chat(data: bytes) -> Asked:
     messages = tuple(_message(index, one) for index, one in enumerate(body.messages))
     limit, limit_name = _chat_limit(body)
     if body.top_logprobs and not body.logprobs:
-        raise BadRequest("top_logprobs needs logprobs: true.", param="top_logprobs")
+        raise BadRequest("top_logprobs needs logprobs: true.", code="invalid_value", param="top_logprobs")
     return Asked(
         **_common(body),
         prompt=list(messages),
@@ -241,7 +241,10 @@ def read_completion(data: bytes) -> Asked:
     body = _decode(_COMPLETION, data)
     _refuse_unsupported(body)
     if body.echo and body.logprobs is not None:
-        raise BadRequest("echo with logprobs is not supported: the prompt has no logprobs.", param="echo")
+        why = "the prompt has no logprobs"
+        raise BadRequest(
+            f"echo with logprobs is not supported: {why}.", code="unsupported_parameter", param="echo"
+        )
     prompt = _single_prompt(body.prompt)
     return Asked(
         **_common(body),

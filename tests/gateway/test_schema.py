@@ -119,6 +119,7 @@ def test_a_missing_parameter_is_named() -> None:
         ({"min_p": 2}, "min_p"),
         ({"top_k": -2}, "top_k"),
         ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"repetition_penalty": 1e-300}, "repetition_penalty"),
     ],
     ids=lambda value: value if isinstance(value, str) else None,
 )
@@ -137,6 +138,14 @@ def test_a_wrong_value_is_refused_with_the_place_of_the_mistake(fields: dict[str
 )
 def test_a_wrong_text_completion_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
     assert refusal(text, **fields).param == param
+
+
+def test_top_logprobs_without_logprobs_has_a_code() -> None:
+    assert refusal(chat, top_logprobs=2).code == "invalid_value"
+
+
+def test_echo_with_logprobs_has_a_code() -> None:
+    assert refusal(text, echo=True, logprobs=1).code == "unsupported_parameter"
 
 
 @pytest.mark.parametrize("data", [b"", b"{", b"[]", b"null", b"\xff\xfe", b'{"model": NaN}', b"[" * 100_000])
