@@ -2,7 +2,7 @@
 
 import type { Cell, ClassLive, Decision, LiveSnapshot, Percentiles, Point, WorkerLive } from '../src/api/live';
 
-type Scenario = 'broken' | 'calm' | 'silent' | 'empty' | 'no-worker' | 'no-cause' | 'gap';
+type Scenario = 'broken' | 'calm' | 'silent' | 'empty' | 'no-worker' | 'no-cause' | 'gap' | 'wordy';
 let scenario: Scenario = 'broken';
 let silentSince = 0;
 let number = 0;
@@ -53,8 +53,13 @@ function spread(governing: number, jitter: number): Percentiles {
   return { p50: governing * 0.42 * noise, p95: governing * 0.75 * noise, p99: governing * noise, num: 120 };
 }
 
+/** `wordy` is a broken promise about which everything has the most to say. */
+function hasBroken(): boolean {
+  return scenario === 'broken' || scenario === 'no-cause' || scenario === 'wordy';
+}
+
 function breach(at: number): number {
-  if (scenario !== 'broken' && scenario !== 'no-cause') return 1;
+  if (!hasBroken()) return 1;
   return at < begunAt ? 1 : 1 + 2.3 * (1 - Math.exp(-(at - begunAt) / 80));
 }
 
@@ -85,14 +90,15 @@ export function history(now: number): Point[] {
 }
 
 function classLive(shape: Shape, now: number): ClassLive {
-  const isBroken = shape.id === 'high' && (scenario === 'broken' || scenario === 'no-cause');
-  const isCalm = scenario !== 'broken' && scenario !== 'no-cause';
+  const isWordy = scenario === 'wordy';
+  const isBroken = hasBroken() && (shape.id === 'high' || (isWordy && shape.id === 'medium'));
+  const isCalm = !hasBroken();
   const slow = breach(now);
   const waits = isCalm ? shape.waits.filter((_, index) => index % 4 === 3) : shape.waits;
   const late = waits.filter((wait) => wait > shape.ttft[0]).length;
   const isEmpty = scenario === 'empty';
   const none: Percentiles = { p50: null, p95: null, p99: null, num: 0 };
-  const attainment = isBroken ? 0.912 : shape.rank === 1 ? 0.981 : 0.992;
+  const attainment = isBroken ? (isWordy ? 0.9905 : 0.912) : shape.rank === 1 ? 0.981 : 0.992;
   const state = { kept: true, broken_since: null, num_late: 3, num_requests: 3604, attainment: 0.996 };
   return {
     id: shape.id,
@@ -103,7 +109,7 @@ function classLive(shape: Shape, now: number): ClassLive {
     window_s: 300,
     ttft: isEmpty ? none : spread(shape.ttft[1] * (shape.id === 'high' ? slow : 1), 0.01),
     tpot: isEmpty ? none : spread(shape.tpot[1] * 1.14, 0.01),
-    ttft_state: isBroken ? { kept: false, broken_since: begunAt, num_late: 317, num_requests: 3604, attainment: 0.912 } : state,
+    ttft_state: isBroken ? { kept: false, broken_since: begunAt, num_late: 317, num_requests: 3604, attainment } : state,
     tpot_state: state,
     attainment: isEmpty ? null : attainment,
     num_finished: isEmpty ? 0 : 3604,
@@ -175,7 +181,7 @@ function worker(id: string, index: number, now: number, version: number): Worker
     num_slots: 64,
     num_running: scenario === 'empty' ? 0 : running,
     num_blocks: 60_000,
-    num_used_blocks: scenario === 'empty' ? 0 : scenario === 'broken' ? 59_700 : 43_000,
+    num_used_blocks: scenario === 'empty' ? 0 : hasBroken() ? 59_700 : 43_000,
     step_p50_s: 0.0256,
     step_p99_s: 0.0386,
     overhead_p50_s: 0.00031,
@@ -207,6 +213,7 @@ function verdict(now: number): LiveSnapshot['verdict'] {
       return { ...base, kind: 'no_worker' };
     case 'broken':
     case 'no-cause':
+    case 'wordy':
       return {
         ...base,
         kind: 'broken',
@@ -215,7 +222,7 @@ function verdict(now: number): LiveSnapshot['verdict'] {
         since: begunAt,
         num_late: 317,
         num_requests: 3604,
-        attainment: 0.912,
+        attainment: scenario === 'wordy' ? 0.9905 : 0.912,
         causes: scenario === 'no-cause' ? [] : causes(now),
         rule_path: scenario === 'no-cause' ? null : 'classes.1.preemption.preemptible',
       };
@@ -225,6 +232,10 @@ function verdict(now: number): LiveSnapshot['verdict'] {
 }
 
 function causes(now: number): LiveSnapshot['verdict']['causes'] {
+  if (scenario === 'wordy') {
+    const text = 'Nobody is left to yield: 11 low requests are parked, and policy v41 does not let medium yield. 38 rescues failed on this rule in the last minute.';
+    return [-5, 0, 30].map((s) => ({ at: begunAt + s, text }));
+  }
   return [
     { at: begunAt - 5, text: 'KV cache passed 95 % on all 4 workers. high now waits for free blocks, not for slots.' },
     { at: begunAt, text: 'Nobody is left to yield: 11 low requests are parked, and policy v41 does not let medium yield. 38 rescues failed on this rule in the last minute.' },

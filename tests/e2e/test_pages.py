@@ -92,10 +92,10 @@ def test_nothing_on_the_live_page_leaves_its_panel(open_page: Open, width: int) 
 def test_verdict_promises_and_lanes_are_seen_without_scrolling(open_page: Open, pictures: Path) -> None:
     page = open_page("/live", width=1440, height=1000)
     page.screenshot(path=pictures / "live-first-look.png")
-    lanes = page.get_by_role("heading", name="From queue to device").bounding_box()
-    assert lanes is not None
-    assert lanes["y"] < 600
+    ends = ui.first_look(page)
     assert live_figures.read(page)["num_running"] > 0
+    assert list(ends) == ["verdict", "promises", "lanes"]
+    assert max(ends.values()) <= 1000
 
 
 def test_every_panel_is_live_under_load(open_page: Open) -> None:

@@ -106,6 +106,17 @@ def accessibility_mistakes(page: Page) -> list[str]:
     return [f"{one['id']}: {one['nodes'][0]['html'][:200]}" for one in result["violations"]]
 
 
+def first_look(page: Page) -> dict[str, float]:
+    """Where verdict, promises and lanes end, in px from the top of the page before anyone has scrolled."""
+    parts = {
+        "verdict": page.locator("[data-verdict]").first,
+        "promises": page.get_by_role("region", name="Promises by class"),
+        "lanes": page.locator(".panel", has=page.get_by_role("heading", name="From queue to device")),
+    }
+    boxes = {name: part.bounding_box() for name, part in parts.items()}
+    return {name: box["y"] + box["height"] for name, box in boxes.items() if box is not None}
+
+
 def overflow_px(page: Page) -> int:
     """How much wider than the window the page is; 0 when it fits."""
     return int(page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth"))

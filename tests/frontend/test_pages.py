@@ -52,6 +52,38 @@ def test_the_page_opens_with_the_broken_promise_and_its_cause(open_live: Open) -
     expect(page).to_have_title("(1) high: late first tokens · Tidegate")
 
 
+def test_a_wordy_verdict_moves_nothing_below_it(open_live: Open) -> None:
+    page = open_live(scenario="no-cause")
+    short = ui.first_look(page)
+    page = open_live(scenario="wordy")
+    expect(page.get_by_text("Recovering: kept again from", exact=False)).to_be_visible()
+    assert ui.first_look(page) == short
+    assert max(short.values()) <= 1000
+
+
+def test_another_page_opens_at_its_top(open_live: Open) -> None:
+    page = open_live("/policies")
+    page.get_by_role("button", name="Roll back to v40").scroll_into_view_if_needed()
+    page.get_by_role("link", name="Live", exact=True).first.click()
+    expect(page.get_by_role("heading", name="Live", exact=True)).to_be_visible()
+    assert page.evaluate("scrollY") == 0
+
+
+def test_a_mistake_is_told_in_the_units_of_its_field(open_live: Open) -> None:
+    page = open_live("/policies")
+    ui.set_field(page, "classes.1.slo.target", "120")
+    expect(page.get_by_text("medium, promised for: 120 % is too much. Choose less than 100 %.")).to_be_visible()
+
+
+def test_the_way_to_a_mistake_can_be_taken_twice(open_live: Open) -> None:
+    page = open_live("/policies")
+    ui.set_field(page, "classes.1.slo.target", "120")
+    for _ in range(2):
+        page.get_by_role("link", name="1 field").click()
+        expect(page.locator('[id="f-classes.1.slo.target"]')).to_be_focused()
+        page.locator("#f-comment").focus()
+
+
 def test_a_cause_that_the_events_do_not_show_is_not_guessed(open_live: Open) -> None:
     page = open_live(scenario="no-cause")
     expect(page.get_by_text("No cause found in the scheduler’s events.")).to_be_visible()
