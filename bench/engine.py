@@ -25,14 +25,14 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 
-from scheduler_worker.core.plan import Applied, RowResult, StepResult
+from scheduler_worker.core.plan import Applied, StepPlan
 from scheduler_worker.core.policy import ClassPolicy, Policy, Slo, Step
 from scheduler_worker.core.scheduler import Scheduler
 from scheduler_worker.core.sequence import SequenceHeader
 from scheduler_worker.engine.executor import TorchExecutor
 from scheduler_worker.engine.loading import describe, resolve_device
 from scheduler_worker.engine.settings import EngineSettings
-from scheduler_worker.executor import SequenceInput, StepOutput
+from scheduler_worker.executor import SequenceInput, to_result
 from scheduler_worker.protocol.messages import SamplingParams
 
 SHAPES: dict[str, dict[str, Any]] = {
@@ -96,7 +96,7 @@ class Loop:
         self._executor = executor
         self._scheduler = Scheduler(_policy(token_budget, max_chunk_tokens), executor.capacity)
         self._max_in_flight = executor.capacity.max_in_flight_steps
-        self._in_flight: deque[int] = deque()
+        self._in_flight: deque[StepPlan] = deque()
         self._number = 0
         self._live: set[str] = set()
         self.parts: dict[str, list[float]] = {"plan": [], "launch": [], "collect": [], "apply": []}
@@ -162,7 +162,7 @@ class Loop:
         scheduler.begin(plan)
         planned = time.perf_counter()
         self._executor.launch(plan)
-        self._in_flight.append(plan.step)
+        self._in_flight.append(plan)
         self.parts["plan"].append(planned - begun)
         self.parts["launch"].append(time.perf_counter() - planned)
         return True
@@ -171,8 +171,8 @@ class Loop:
         begun = time.perf_counter()
         output = self._executor.collect()
         collected = time.perf_counter()
-        self._in_flight.popleft()
-        applied = self._scheduler.apply_result(_result(output), time.monotonic())
+        plan = self._in_flight.popleft()
+        applied = self._scheduler.apply_result(to_result(plan, output), time.monotonic())
         self._forget(applied)
         self.parts["collect"].append(collected - begun)
         self.parts["apply"].append(time.perf_counter() - collected)
@@ -185,11 +185,6 @@ class Loop:
         for seq_id in applied.released:
             self._executor.remove(seq_id)
         self._live.difference_update(one.seq_id for one in applied.finished)
-
-
-def _result(output: StepOutput) -> StepResult:
-    rows = tuple([RowResult(one.seq_id, len(one.token_ids), one.stopped, one.error) for one in output.rows])
-    return StepResult(output.step, rows, output.duration_s, output.filled_blocks)
 
 
 def _policy(token_budget: int, max_chunk_tokens: int) -> Policy:

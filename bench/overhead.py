@@ -22,14 +22,13 @@ import torch
 import transformers
 
 from controlplane.embedded.services import EmbeddedServices
-from scheduler_worker.core.plan import RowResult, StepResult
 from scheduler_worker.core.policy import default_policy
 from scheduler_worker.core.scheduler import Scheduler
 from scheduler_worker.core.sequence import SequenceHeader
 from scheduler_worker.engine.executor import TorchExecutor
 from scheduler_worker.engine.loading import describe
 from scheduler_worker.engine.settings import EngineSettings
-from scheduler_worker.executor import SequenceInput
+from scheduler_worker.executor import SequenceInput, to_result
 from scheduler_worker.protocol import keys, scripts
 from scheduler_worker.protocol.messages import Header, Payload, SamplingParams
 from scheduler_worker.worker import transport
@@ -90,10 +89,7 @@ class Loop:
         scheduler.begin(plan)
         self._executor.launch(plan)
         output = self._executor.collect()
-        rows = tuple(
-            [RowResult(one.seq_id, len(one.token_ids), one.stopped, one.error) for one in output.rows]
-        )
-        result = StepResult(output.step, rows, output.duration_s, output.filled_blocks)
+        result = to_result(plan, output)
         applied = scheduler.apply_result(result, time.monotonic())
         num_tokens = 0 if applied.tokens is None else len(applied.tokens.rows)
         return time.perf_counter() - started, output.forward_s, num_tokens

@@ -15,14 +15,13 @@ from random import Random
 from typing import Final
 
 from bench.recorded_steps import Recorded, errors_of, read, write
-from scheduler_worker.core.plan import RowResult, StepResult
 from scheduler_worker.core.policy import ClassPolicy, Policy, Slo, Step
 from scheduler_worker.core.scheduler import Scheduler
 from scheduler_worker.core.sequence import SequenceHeader
 from scheduler_worker.engine.executor import TorchExecutor
 from scheduler_worker.engine.loading import load_model
 from scheduler_worker.engine.settings import EngineSettings
-from scheduler_worker.executor import SequenceInput
+from scheduler_worker.executor import SequenceInput, to_result
 from scheduler_worker.protocol.messages import SamplingParams
 
 GREEDY: Final = SamplingParams(temperature=0.0, ignore_eos=True)
@@ -70,10 +69,7 @@ class Recording:
         self._executor.launch(plan)
         output = self._executor.collect()
         cpu_s = time.process_time() - began
-        rows = tuple(
-            [RowResult(one.seq_id, len(one.token_ids), one.stopped, one.error) for one in output.rows]
-        )
-        result = StepResult(output.step, rows, output.duration_s, output.filled_blocks)
+        result = to_result(plan, output)
         for seq_id in scheduler.apply_result(result, time.monotonic()).released:
             self._executor.remove(seq_id)
         return Recorded(plan.shape, output.duration_s, cpu_s)

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from scheduler_worker.core.plan import Capacity, FilledBlock, StepPlan
+from scheduler_worker.core.chunks import StepChunks
+from scheduler_worker.core.plan import Capacity, FilledBlock, RowResult, StepPlan, StepResult
 from scheduler_worker.protocol.messages import SamplingParams, TokenLogprobs
 
 
@@ -55,13 +56,24 @@ class RowOutput(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class StepOutput:
     """Rows in the order of the plan's chunks. `duration_s` is the device's time for the step, `forward_s` the part
-    spent inside the model's forward pass (CPU only, else 0)."""
+    spent inside the model's forward pass (CPU only, else 0). `is_plain`: every row yielded a token and goes on."""
 
     step: int
     rows: tuple[RowOutput, ...]
     duration_s: float
     forward_s: float = 0.0
     filled_blocks: tuple[FilledBlock, ...] = ()
+    is_plain: bool = False
+
+
+def to_result(plan: StepPlan, output: StepOutput) -> StepResult:
+    """What the scheduler is told of an output. Of rows that did what the plan expects it has the results already."""
+    chunks = plan.chunks
+    if output.is_plain and isinstance(chunks, StepChunks) and not chunks.others:
+        rows = chunks.decodes.expected
+    else:
+        rows = tuple([RowResult(one.seq_id, len(one.token_ids), one.stopped, one.error) for one in output.rows])
+    return StepResult(output.step, rows, output.duration_s, output.filled_blocks)
 
 
 class Executor(Protocol):

@@ -162,6 +162,7 @@ class TorchExecutor:
             duration_s=step.duration_s(),
             forward_s=step.forward_s,
             filled_blocks=filled_blocks(step, self._cache.shape.block_size),
+            is_plain=step.is_plain,
         )
 
     def remove(self, seq_id: str) -> None:

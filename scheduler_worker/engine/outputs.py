@@ -31,6 +31,7 @@ class LaunchedStep:
     host_s: float = 0.0
     timing: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
     broken: list[Row] = field(default_factory=list)
+    is_plain: bool = False
 
     def duration_s(self) -> float:
         """The device's time for this step, in seconds; call once it is done."""
@@ -43,7 +44,7 @@ class LaunchedStep:
 def step_rows(step: LaunchedStep) -> tuple[RowOutput, ...]:
     """One row per chunk, in the plan's order; new tokens are appended to their sequences.
 
-    Rows with broken logits get an error and are listed in `step.broken`.
+    Rows with broken logits get an error and are listed in `step.broken`; `step.is_plain` is set.
     """
     chunks = step.plan.chunks
     outputs: list[RowOutput | None] = [None] * len(chunks)
@@ -58,21 +59,25 @@ def _fill_outputs(step: LaunchedStep, sampled: Sampled, outputs: list[RowOutput 
     ids = sampled.ids.tolist()
     peaks = sampled.peaks.tolist()
     logprobs = _logprob_reader(sampled)
+    is_plain = len(step.rows) == len(outputs)
     for index, (place, sequence, chunk) in enumerate(step.rows):
         if chunk.samples:
             sequence.num_pending -= 1
         if not isfinite(peaks[index]):
             step.broken.append(step.rows[index])
             outputs[place] = RowOutput(chunk.seq_id, (), error=NOT_FINITE)
+            is_plain = False
         elif chunk.samples:
             token_id = ids[index]
             sequence.tokens.append(token_id)
             reported = logprobs(index, sequence, token_id) if logprobs else None
-            outputs[place] = RowOutput(
-                chunk.seq_id, (token_id,), token_id in sequence.stop_ids, None, reported
-            )
+            stopped = token_id in sequence.stop_ids
+            outputs[place] = RowOutput(chunk.seq_id, (token_id,), stopped, None, reported)
+            is_plain = is_plain and not stopped
         else:
             outputs[place] = RowOutput(chunk.seq_id, ())
+            is_plain = False
+    step.is_plain = is_plain
 
 
 def _logprob_reader(

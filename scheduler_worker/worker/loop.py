@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from scheduler_worker.core.plan import Applied, Finished, RowResult, StepPlan, StepResult
+from scheduler_worker.core.plan import Applied, Finished, StepPlan
 from scheduler_worker.core.policy import InvalidPolicy, Policy, check_policy
 from scheduler_worker.core.scheduler import SchedulerVerbs
 from scheduler_worker.core.sequence import FinishReason, SequenceHeader
-from scheduler_worker.executor import Executor, OutOfMemory, RowOutput, SequenceInput, StepOutput
+from scheduler_worker.executor import Executor, OutOfMemory, RowOutput, SequenceInput, StepOutput, to_result
 from scheduler_worker.protocol.messages import FrameRow, Header, PolicyAnnouncement, Timings
 from scheduler_worker.protocol.scripts import Change, ChangeOp, Claimed, Mirror
 from scheduler_worker.worker.clock import RedisClock
@@ -170,11 +170,7 @@ class StepLoop:
         output = self._executor.collect()
         plan = self._in_flight.popleft()
         self._num_failed_steps = 0
-        rows = tuple(
-            [RowResult(one.seq_id, len(one.token_ids), one.stopped, one.error) for one in output.rows]
-        )
-        result = StepResult(output.step, rows, output.duration_s, output.filled_blocks)
-        applied = self._scheduler.apply_result(result, self._clock.now())
+        applied = self._scheduler.apply_result(to_result(plan, output), self._clock.now())
         self._stats.step_applied(plan)
         self._take(applied, output.rows)
         self._send(output.step)

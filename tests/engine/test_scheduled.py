@@ -7,13 +7,13 @@ from collections import deque
 import pytest
 from transformers import PreTrainedModel
 
-from scheduler_worker.core.plan import RowResult, StepPlan, StepResult
+from scheduler_worker.core.plan import StepPlan
 from scheduler_worker.core.policy import default_policy
 from scheduler_worker.core.scheduler import Scheduler
 from scheduler_worker.core.sequence import SequenceHeader
 from scheduler_worker.engine.batch import Packer
 from scheduler_worker.engine.executor import TorchExecutor
-from scheduler_worker.executor import SequenceInput
+from scheduler_worker.executor import SequenceInput, to_result
 from scheduler_worker.protocol.messages import SamplingParams
 from tests.engine.models import make_executor, make_prompt, reference
 
@@ -57,12 +57,8 @@ class Served:
         return True
 
     def _collect(self) -> None:
-        self._in_flight.popleft()
-        output = self._executor.collect()
-        rows = tuple(RowResult(one.seq_id, len(one.token_ids), one.stopped, one.error) for one in output.rows)
-        applied = self._scheduler.apply_result(
-            StepResult(output.step, rows, 0.01, output.filled_blocks), self._now
-        )
+        plan, output = self._in_flight.popleft(), self._executor.collect()
+        applied = self._scheduler.apply_result(to_result(plan, output), self._now)
         tokens = {one.seq_id: one.token_ids for one in output.rows}
         for seq_id, num_new in applied.tokens.rows if applied.tokens else ():
             self.output[seq_id] += tokens[seq_id][:num_new]
