@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from contextlib import suppress
+from typing import Any, Final
 
 from controlplane.common.errors import TooLarge, error_body
 
@@ -13,6 +15,16 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 Application = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+MAX_DRAIN_S: Final = 1.0
+
+
+async def drain(receive: Receive) -> None:
+    """Read on for a while and keep nothing: a client that is cut off while it sends loses the answer too."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(MAX_DRAIN_S):
+            while (await receive()).get("more_body"):
+                pass
 
 
 class BodyLimit:
@@ -25,6 +37,7 @@ class BodyLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         announced = dict(scope["headers"]).get(b"content-length", b"")
         if announced.isdigit() and int(announced) > self._max_bytes:
+            await drain(receive)
             await self._refuse(send)
         else:
             await self._application(scope, self._counted(receive, send), send)
@@ -40,6 +53,8 @@ class BodyLimit:
             if num_bytes <= self._max_bytes:
                 return message
             if before <= self._max_bytes:
+                if message.get("more_body"):
+                    await drain(receive)
                 await self._refuse(send)
             return {"type": "http.disconnect"}
 

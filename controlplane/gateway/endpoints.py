@@ -11,6 +11,8 @@ from typing import Any, Final
 
 import msgspec
 
+from controlplane.common.body_limit import drain
+
 from .answer import FAILED, LogprobEntry
 from .errors import ApiError, BadRequest, BodyTooLarge, GenerationFailed, InternalError
 from .live import LiveRequest
@@ -231,6 +233,7 @@ async def read_body(headers: dict[bytes, bytes], receive: Receive, max_bytes: in
     """The whole body; counted while it is read, so that no more than the limit is ever held."""
     announced = headers.get(b"content-length", b"")
     if announced.isdigit() and int(announced) > max_bytes:
+        await drain(receive)
         raise BodyTooLarge(max_bytes)
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":
         raise BadRequest("Compressed bodies are not supported; send plain JSON.", code="unsupported_encoding")
@@ -243,6 +246,9 @@ async def read_body(headers: dict[bytes, bytes], receive: Receive, max_bytes: in
         chunks.append(message.get("body", b""))
         num_bytes += len(chunks[-1])
         if num_bytes > max_bytes:
+            chunks.clear()
+            if message.get("more_body"):
+                await drain(receive)
             raise BodyTooLarge(max_bytes)
         if not message.get("more_body"):
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)

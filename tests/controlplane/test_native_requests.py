@@ -161,7 +161,7 @@ def test_a_body_over_the_limit_is_413(http: httpx.Client) -> None:
 
 
 def test_a_body_without_a_length_is_counted_while_it_is_read(http: httpx.Client) -> None:
-    chunks = (b" " * 0x10000 for _ in range(settings.TIDEGATE.max_body_bytes // 0x10000 + 1))
+    chunks = (b" " * 0x10000 for _ in range(16 * settings.TIDEGATE.max_body_bytes // 0x10000))
     response = http.post(ROUTE, content=chunks, headers=JSON)
     assert (response.status_code, response.json()["error"]["code"]) == (413, "too_large")
 

@@ -143,6 +143,20 @@ def test_a_body_over_the_limit_is_413(http: httpx.Client) -> None:
     assert (response.status_code, error_of(response)["code"]) == (413, "body_too_large")
 
 
+def test_a_client_that_sends_a_large_body_before_it_reads_gets_its_413(
+    gateway: Gateway, tenant: Tenant
+) -> None:
+    size = 16 * settings.TIDEGATE.max_body_bytes
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n"
+        f"Authorization: Bearer {tenant.token}\r\n\r\n"
+    )
+    port = int(gateway.url.rsplit(":", 1)[1])
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as one:
+        one.sendall(head.encode() + b" " * size)
+        assert one.recv(100).startswith(b"HTTP/1.1 413")
+
+
 def test_a_body_without_a_length_is_counted_while_it_is_read(gateway: Gateway, tenant: Tenant) -> None:
     limit = settings.TIDEGATE.max_body_bytes
     chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
