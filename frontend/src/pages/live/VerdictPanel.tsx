@@ -59,6 +59,9 @@ function Broken({ snapshot, state }: Props) {
         </p>
         <div className="acts">
           <Action snapshot={snapshot} />
+          <Link className="btn" to="/policies#versions">
+            Earlier versions
+          </Link>
         </div>
       </div>
       <Why snapshot={snapshot} state={state} />
@@ -83,10 +86,10 @@ function Why({ snapshot, state }: Props) {
   const { causes } = snapshot.verdict;
   return (
     <div className="why">
-      <h3>
-        Why, as the scheduler saw it <span className="grow" />
+      <div className="why-head">
+        <h3>Why, as the scheduler saw it</h3>
         <Age state={state} />
-      </h3>
+      </div>
       {causes.length === 0 ? (
         <p className="k">No cause found in the scheduler’s events.</p>
       ) : (

@@ -27,7 +27,7 @@ export function Versions({ versions, active, names, now, onMore, onRolledBack }:
   return (
     <section className="panel" aria-labelledby="versions">
       <div className="ph wide">
-        <h2 id="versions">Versions</h2>
+        <h2 id="versions" tabIndex={-1}>Versions</h2>
         <span className="sub">never changed after publishing</span>
       </div>
       <div className="scroll" tabIndex={0} role="group" aria-label="Versions">

@@ -1,6 +1,6 @@
-/** Bring a field of the form into view and put the cursor there, however often it is asked for. */
+/** Bring a field of the form, or a titled part of the page, into view and focus it, however often it is asked for. */
 export function showField(path: string): void {
-  const field = document.getElementById(`f-${path}`);
+  const field = document.getElementById(`f-${path}`) ?? document.getElementById(path);
   field?.scrollIntoView({ block: 'center' });
   field?.focus({ preventScroll: true });
 }
