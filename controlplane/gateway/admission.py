@@ -60,7 +60,7 @@ class Admission:
         if not self._view.is_fresh:
             raise Unavailable(NO_ANSWER, code="no_queue", retry_after_s=1.0)
         if not self._view.has_worker:
-            raise Unavailable("No worker is alive to serve this model.", code="no_worker", retry_after_s=2.0)
+            raise Unavailable("No worker takes requests for this model now.", code="no_worker", retry_after_s=2.0)
         ask = self.forecast.ask(rules.id, sized.num_prompt_tokens, sized.max_tokens)
         cost = core.request_cost(policy, ask)
         try:

@@ -297,7 +297,7 @@ def _steps_slow(event: EventRecord) -> str:
 
 def _policy(event: EventRecord) -> str:
     version = _number(event, "version")
-    return "A new policy runs." if version is None else f"Policy v{version:.0f} runs."
+    return "A new policy took effect." if version is None else f"Policy v{version:.0f} took effect."
 
 
 def _refused(why: Sentence) -> Sentence:
