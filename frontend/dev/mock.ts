@@ -24,7 +24,7 @@ const schema = JSON.parse(readFileSync(fileURLToPath(new URL('policy-schema.json
 const start = JSON.parse(readFileSync(fileURLToPath(new URL('policy.json', import.meta.url)), 'utf8')) as Document;
 const versions: Version[] = [
   { version: 40, document: { ...start, default_class: 'low' }, comment: 'Shorter chunks', author: 'Ines Aalto', published_at: '2026-11-20T14:12:00Z', state: 'superseded' },
-  { version: 41, document: start, comment: 'Batch limit up to 64 after the move', author: 'M. Okafor', published_at: '2026-11-21T22:48:00Z', state: 'active' },
+  { version: 41, document: start, comment: 'Batch limit up to 64 after the move', author: 'M. Okafor', published_at: '2026-11-21T22:48:00Z', state: 'live' },
 ];
 const sockets = new Set<Duplex>();
 let signedIn = true;
@@ -82,7 +82,7 @@ function active(): Version {
 
 function publishAs(author: string, document: Document, comment: string): Version {
   active().state = 'superseded';
-  const made = { version: active().version + 1, document, comment, author, published_at: new Date().toISOString(), state: 'active' };
+  const made = { version: active().version + 1, document, comment, author, published_at: new Date().toISOString(), state: 'live' };
   versions.push(made);
   return made;
 }

@@ -72,7 +72,19 @@ def test_another_page_opens_at_its_top(open_live: Open) -> None:
 def test_a_mistake_is_told_in_the_units_of_its_field(open_live: Open) -> None:
     page = open_live("/policies")
     ui.set_field(page, "classes.1.slo.target", "120")
-    expect(page.get_by_text("medium, promised for: 120 % is too much. Choose less than 100 %.")).to_be_visible()
+    expect(
+        page.get_by_text("medium, promised for: 120 % is too much. Choose less than 100 %.")
+    ).to_be_visible()
+
+
+def test_a_mistake_of_all_classes_together_covers_nothing(open_live: Open) -> None:
+    page = open_live("/policies")
+    ui.set_field(page, "batch_limit.min_slots", "0")
+    mistake = page.get_by_text("at least: 0 slots is too little. Choose 1 slot or more.").bounding_box()
+    hint = page.get_by_text("Slots per worker", exact=True).bounding_box()
+    assert mistake is not None
+    assert hint is not None
+    assert mistake["y"] + mistake["height"] <= hint["y"]
 
 
 def test_the_way_to_a_mistake_can_be_taken_twice(open_live: Open) -> None:
@@ -93,6 +105,13 @@ def test_the_verdict_leads_to_the_rule_that_the_events_name(open_live: Open) -> 
     page = open_live(scenario="broken")
     page.get_by_role("link", name="Draft a change to this rule").click()
     expect(page.get_by_role("switch", name="medium, May be preempted")).to_be_focused()
+
+
+def test_the_verdict_leads_to_the_versions_to_roll_back_to(open_live: Open) -> None:
+    page = open_live(scenario="no-cause")
+    page.get_by_role("link", name="Earlier versions").click()
+    expect(page.get_by_role("button", name="Roll back to v40")).to_be_in_viewport()
+    expect(page.get_by_role("heading", name="Versions")).to_be_focused()
 
 
 def test_a_lost_connection_is_visible_at_once_and_mends_itself(open_live: Open, mock: Mock) -> None:
@@ -189,6 +208,7 @@ def test_an_older_version_is_one_click_away(open_live: Open) -> None:
     page.get_by_role("button", name="Roll back to v40").click()
     page.get_by_role("dialog").get_by_role("button", name="Roll back to v40").click()
     expect(page.get_by_test_id("rollout")).to_contain_text("4 of 4 workers run v42")
+    expect(page.get_by_role("row").filter(has_text="Roll back to v41")).to_contain_text("superseded")
 
 
 def test_a_draft_survives_a_look_at_another_page(open_live: Open) -> None:

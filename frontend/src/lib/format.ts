@@ -103,6 +103,11 @@ export function watts(value: number): string {
   return value >= 1000 ? `${significant(value / 1000)} kW` : `${value < 10 ? significant(value, 2) : count(value)} W`;
 }
 
+/** A title inside a sentence: a small letter first, but not in TTFT and its like. */
+export function lowered(title: string): string {
+  return /^[A-Z]{2}/.test(title) ? title : `${title.charAt(0).toLowerCase()}${title.slice(1)}`;
+}
+
 /** "1 worker", "4 workers"; irregular plurals are given. */
 export function plural(value: number, one: string, many = `${one}s`): string {
   return `${count(value)} ${value === 1 ? one : many}`;

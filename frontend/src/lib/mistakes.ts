@@ -3,6 +3,7 @@
 import type { Mistake } from '../api/http';
 import type { Document } from './document';
 import { valueAt } from './document';
+import { lowered } from './format';
 import type { Field } from './schema';
 import { inWords } from './units';
 
@@ -60,6 +61,6 @@ export function sentence(document: Document, mistake: Mistake, field: Field | un
   const match = /^classes\.(\d+)\./.exec(mistake.path);
   const id = match === null ? null : (document.classes[Number(match[1])]?.id ?? null);
   if (id !== null && mistake.message.startsWith(`${id}:`)) return mistake.message;
-  const subject = [id, field?.title.replace(/^…/, '').toLowerCase()].filter((part) => part !== null && part !== undefined);
+  const subject = [id, field === undefined ? undefined : lowered(field.title.replace(/^…/, ''))].filter((part) => part !== null && part !== undefined);
   return subject.length === 0 ? `${mistake.path}: ${mistake.message}` : `${subject.join(', ')}: ${mistake.message}`;
 }

@@ -69,7 +69,7 @@ describe('mistakes', () => {
   it('find numbers outside their limits, in the units of the form', () => {
     const found = (path: string, value: Json): string | undefined => localMistakes(withValue(policy, path, value), perClass, shared)[0]?.message;
     expect(found('classes.1.slo.target', 1.2)).toBe('120 % is too much. Choose less than 100 %.');
-    expect(found('classes.0.slo.ttft_s', -5)).toContain('is too little. Choose more than 0 ');
+    expect(found('classes.0.slo.ttft_s', -0.005)).toBe('-5 ms is too little. Choose more than 0 s.');
     expect(found('batch_limit.min_slots', 0)).toBe('0 slots is too little. Choose 1 slot or more.');
     expect(localMistakes(policy, perClass, shared)).toEqual([]);
   });
@@ -77,6 +77,8 @@ describe('mistakes', () => {
   it('name class and field once', () => {
     const weight = perClass.find((one) => one.path === 'weight');
     expect(sentence(policy, { path: 'classes.0.weight', message: 'should be greater than 0; got -1' }, weight)).toBe('high, weight: should be greater than 0; got -1');
+    const ttft = perClass.find((one) => one.path === 'slo.ttft_s');
+    expect(sentence(policy, { path: 'classes.0.slo.ttft_s', message: 'a value is missing.' }, ttft)).toBe('high, TTFT objective: a value is missing.');
     expect(sentence(policy, { path: 'classes.0.max_wait_s', message: 'high: 2.5 s is shorter.' }, undefined)).toBe('high: 2.5 s is shorter.');
   });
 

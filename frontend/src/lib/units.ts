@@ -45,7 +45,7 @@ export function unitOf(field: Field, reference: Json | undefined): Unit {
 }
 
 function durationUnit(name: string, reference: Json | undefined): Unit {
-  const isShort = typeof reference === 'number' && reference > 0 ? reference < 1 : /tpot|itl|rescue/.test(name);
+  const isShort = typeof reference === 'number' && reference !== 0 ? Math.abs(reference) < 1 : /tpot|itl|rescue/.test(name);
   return isShort ? { label: 'ms', factor: 1000 } : { label: 's', factor: 1 };
 }
 

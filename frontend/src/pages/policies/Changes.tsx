@@ -6,7 +6,7 @@ import { Icon } from '../../components/Icon';
 import { Segments } from '../../components/Segments';
 import type { Change } from '../../lib/document';
 import { changeKey } from '../../lib/document';
-import { plural } from '../../lib/format';
+import { lowered, plural } from '../../lib/format';
 import type { Field } from '../../lib/schema';
 import { inWords } from '../../lib/units';
 import type { Editor } from './editor';
@@ -105,9 +105,4 @@ function fieldWords(path: string, field: Field | undefined): string {
   const title = lowered((field?.title ?? path).replace(/^…/, ''));
   const isWhole = section === 'slo' || (section === 'preemption' && field?.title.startsWith('…') === false);
   return rest.length === 0 || isWhole ? title : `${section.replaceAll('_', ' ')}: ${title}`;
-}
-
-/** Lower case for a sentence, but not for TTFT and its like. */
-function lowered(title: string): string {
-  return /^[A-Z]{2}/.test(title) ? title : `${title.charAt(0).toLowerCase()}${title.slice(1)}`;
 }

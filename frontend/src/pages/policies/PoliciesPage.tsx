@@ -152,7 +152,7 @@ function useHistory(initial: Loaded) {
   const add = useCallback((version: PolicyVersion) => {
     setVersions((known) => {
       const rest = known.filter((one) => one.version !== version.version);
-      return [version, ...rest.map((one) => (one.state === 'active' ? { ...one, state: 'superseded' } : one))].sort((a, b) => b.version - a.version);
+      return [version, ...rest.map((one) => ({ ...one, state: 'superseded' }))].sort((a, b) => b.version - a.version);
     });
   }, []);
   const more = useCallback(() => {

@@ -74,8 +74,10 @@ function SharedField({ editor, field }: { editor: Editor; field: Field }) {
         mistake={found[0]?.message ?? null}
         onChange={editor.set}
       />
-      {field.description === '' ? null : <small className="hint">{field.description}</small>}
-      <Mistakes editor={editor} field={field} />
+      <div>
+        <Mistakes editor={editor} field={field} />
+        {field.description === '' ? null : <small className="hint">{field.description}</small>}
+      </div>
     </div>
   );
 }
@@ -107,8 +109,10 @@ function DefaultClass({ editor }: { editor: Editor }) {
         choices={editor.draft.classes.map((one) => ({ value: one.id, label: one.id }))}
         emptyWords="the least urgent"
       />
-      <small className="hint">{DEFAULT_CLASS.description}</small>
-      <Mistakes editor={editor} field={DEFAULT_CLASS} />
+      <div>
+        <Mistakes editor={editor} field={DEFAULT_CLASS} />
+        <small className="hint">{DEFAULT_CLASS.description}</small>
+      </div>
     </div>
   );
 }
