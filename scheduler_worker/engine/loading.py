@@ -136,9 +136,10 @@ def _timed(call: Callable[[], object]) -> float:
 
 
 def default_threads() -> int:
-    """All cores but one: the scheduler's own work and the gateway need the last."""
+    """All cores but one, which the scheduler's own work and the gateway need. Of two cores both: 24 streams through
+    the whole demo got 1.45 times the tokens of one thread."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, available - 1)
+    return available if available <= 2 else available - 1
 
 
 def eos_token_ids(model: PreTrainedModel) -> frozenset[int]:

@@ -35,7 +35,7 @@ class EngineSettings:
     compile_model: compile the captured model: fewer, larger kernels.
     fuse_linears: on CUDA, compute linear layers that read the same input by one product.
     max_in_flight_steps: steps that may be launched and not yet collected; 1 on a CPU and 2 on CUDA when None.
-    threads: CPU threads of torch; all cores but one when None.
+    threads: CPU threads of torch; all cores but one (of two both) when None.
     trust_remote_code: run model code that comes with the weights.
     self_check: at start, compare the paged attention with the model's own on a short prompt and refuse the
         model when they disagree.

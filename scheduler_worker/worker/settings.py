@@ -120,7 +120,7 @@ class WorkerSettings:
     )
     revision: str | None = _setting(_text, "Pins the revision of a hub id", default=None)
     threads: int | None = _setting(
-        _whole_number(1, 4096), "CPU threads of the model; empty: all cores but one", default=None
+        _whole_number(1, 4096), "CPU threads of the model; empty: all cores but one, of two both", default=None
     )
     attention: str = _setting(
         _one_of(*ATTENTION_BACKENDS),
