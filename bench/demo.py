@@ -37,6 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NUM_STREAMS = 24
 CLASSES = ("high", "medium", "low")
 START_TIMEOUT_S = 300.0
+SLACK_TPOT_S = 1.0
 TOPICS = (
     "the tides", "a lighthouse", "the history of paper", "how bread rises", "why the sky is blue", "a short poem",
     "the planets", "how to repair a bicycle", "what a compiler does", "the seasons", "a harbour town", "salt",
@@ -183,7 +184,8 @@ def tidegate(data_dir: Path) -> Iterator[Callable[[Sequence[Ask]], Round]]:
 
 
 def accept_everything(url: str, info: dict[str, Any]) -> None:
-    """Publish the demo's policy without admission: the other two ways refuse nobody either."""
+    """Publish the demo's policy without admission and with slack token objectives: the other two ways refuse nobody
+    and run all streams at once, whatever that does to their steps."""
     with httpx.Client(base_url=url, timeout=30.0) as client:
         client.get("/api/v1/session").raise_for_status()
         form = {"username": info["username"], "password": info["password"]}
@@ -192,6 +194,8 @@ def accept_everything(url: str, info: dict[str, Any]) -> None:
         active = client.get("/api/v1/policies/active").raise_for_status()
         document = active.json()["document"]
         document["admission"]["enabled"] = False
+        for one in document["classes"]:
+            one["slo"]["tpot_s"] = SLACK_TPOT_S
         body = {"document": document, "comment": "Accept everything while comparing"}
         headers = {**csrf(client, url), "If-Match": active.headers["ETag"]}
         client.post("/api/v1/policies", json=body, headers=headers).raise_for_status()
