@@ -225,7 +225,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     executor = build(arguments.model, arguments.vocab, max(arguments.batches))
-    with _valkey() as redis_url:
+    with _valkey() as redis_url, torch.inference_mode():
         for batch in arguments.batches:
             for kind in arguments.sampling:
                 _say(measure(executor, batch, kind, arguments.steps))

@@ -105,11 +105,14 @@ def _logprob_reader(
 def filled_blocks(step: LaunchedStep, block_size: int) -> tuple[FilledBlock, ...]:
     """Blocks that this step filled to the end, with the hash of all tokens up to there; not those of broken
     rows."""
-    broken = {sequence.seq_id for _, sequence, _ in step.broken}
+    broken = {sequence.seq_id for _, sequence, _ in step.broken} if step.broken else ()
     filled: list[FilledBlock] = []
     for _, sequence, chunk in step.rows:
+        rest = chunk.start % block_size
+        if rest + chunk.num_tokens < block_size:
+            continue
         first, end = chunk.start // block_size, (chunk.start + chunk.num_tokens) // block_size
-        if first < end and sequence.seq_id not in broken:
+        if sequence.seq_id not in broken:
             filled += (
                 FilledBlock(sequence.seq_id, index, sequence.block_hash(index, block_size))
                 for index in range(first, end)

@@ -56,12 +56,16 @@ def main(environ: Mapping[str, str] = os.environ) -> int:
 
 def load_engine(settings: WorkerSettings) -> Executor:
     """The torch engine. Imported here: only a worker that loads a model pays for torch."""
+    import torch
+
     from scheduler_worker.engine import EngineError, load_executor
 
     try:
-        return load_executor(settings.engine())
+        executor = load_executor(settings.engine())
     except EngineError as error:
         raise StartFailed(f"model {settings.model} cannot be served: {error}") from error
+    torch.inference_mode().__enter__()  # for good: this thread computes steps until the process ends
+    return executor
 
 
 def run(settings: WorkerSettings, load: LoadExecutor) -> int:

@@ -76,7 +76,8 @@ class SdpaBackend:
         self._max_tokens = -(-max_model_len // self._block_size) * self._block_size
         self._ramp = torch.zeros(2 * self._max_tokens, dtype=cache.shape.dtype, device=device)
         self._ramp[self._max_tokens :] = -torch.inf
-        self._host_masks = _windows(self._ramp, self._max_tokens) if device.type == "cpu" else None
+        self._on_host = device.type == "cpu"
+        self._host_masks = _windows(self._ramp, self._max_tokens) if self._on_host else None
         self._layers = layers
         self._device = device
         self._windows = tuple(dict.fromkeys(layer.window for layer in layers))
@@ -134,7 +135,7 @@ class SdpaBackend:
         num_blocks = min(-(-int(spans[last - 1]) // self._block_size), blocks.shape[1])
         num_tokens = num_blocks * self._block_size
         ids = torch.from_numpy(blocks[first:last, :num_blocks].reshape(-1))
-        if self._device.type != "cpu":
+        if not self._on_host:
             ids = ids.to(self._device)
         if last - first < len(spans) or num_tokens < mask.shape[3]:
             mask = mask.narrow(0, first, last - first).narrow(3, 0, num_tokens)
