@@ -71,7 +71,8 @@ def ensure_node(venv: Path, python: Path) -> None:
     The wheel's `npm` is a broken link outside its own installer; its npm-cli.js is fine.
     """
     shims = venv / "node-bin"
-    if _is_usable(shutil.which("node")) and shutil.which("npm"):
+    path = _path_without(shims)
+    if _is_usable(shutil.which("node", path=path)) and shutil.which("npm", path=path):
         shutil.rmtree(shims, ignore_errors=True)
         return
     if _is_usable(shims / "node"):
@@ -82,6 +83,12 @@ def ensure_node(venv: Path, python: Path) -> None:
     _write_script(shims / "node", f'exec "{node}" "$@"')
     for name in ("npm", "npx"):
         _write_script(shims / name, f'exec "{node}" "{cli}/{name}-cli.js" "$@"')
+
+
+def _path_without(folder: Path) -> str:
+    """The search path as it was before `node_environment`: a command that another one started has both."""
+    entries = os.environ.get("PATH", os.defpath).split(os.pathsep)
+    return os.pathsep.join(one for one in entries if one != str(folder))
 
 
 def node_environment(venv: Path) -> dict[str, str]:

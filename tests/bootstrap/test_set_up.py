@@ -118,6 +118,17 @@ def test_without_a_node_on_the_path_the_one_of_the_wheel_brings_a_working_npm(
     assert int(done.stdout.split(".")[0]) >= 10
 
 
+def test_a_command_that_another_one_started_keeps_the_node_of_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`bin/test` puts the scripts on the path; the demo that a test starts must not take them for a system's."""
+    monkeypatch.setenv("PATH", "/nowhere")
+    _frontend.ensure_node(tmp_path, Path(sys.executable))
+    monkeypatch.setenv("PATH", _frontend.node_environment(tmp_path)["PATH"])
+    _frontend.ensure_node(tmp_path, Path(sys.executable))
+    assert (tmp_path / "node-bin" / "node").exists()
+
+
 def test_the_frontend_is_built_again_only_when_a_source_changed(tmp_path: Path) -> None:
     (tmp_path / "src").mkdir()
     (tmp_path / "src" / "main.ts").write_text("one")
