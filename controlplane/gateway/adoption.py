@@ -14,10 +14,10 @@ import redis.asyncio
 
 from scheduler_worker.protocol import keys
 from scheduler_worker.protocol.messages import Header, Payload, ProtocolError, decode
+from scheduler_worker.protocol.token_bytes import unpack
 
 from .answer import Answer, AnswerRules
 from .live import LiveRequest
-from .token_bytes import unpack
 from .tokenizer import TextModel
 
 logger = logging.getLogger(__name__)

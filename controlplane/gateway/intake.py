@@ -11,11 +11,11 @@ import msgspec
 from scheduler_worker.core.policy import ClassPolicy
 from scheduler_worker.protocol.hashing import block_hashes
 from scheduler_worker.protocol.messages import SamplingParams
+from scheduler_worker.protocol.token_bytes import pack
 
 from .chat_template import TemplateRefused
 from .errors import BadRequest
 from .schema import Asked
-from .token_bytes import pack
 from .tokenizer import TextModel
 
 LONG_TEXT: Final = 4_000  # characters; tokenizing more would hold up the other streams

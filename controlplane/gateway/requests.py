@@ -21,6 +21,7 @@ from controlplane.common.redis import run
 from scheduler_worker.protocol import keys, scripts
 from scheduler_worker.protocol.messages import Frame, FrameRow, Payload, Requeued
 from scheduler_worker.protocol.scripts import CancelOutcome
+from scheduler_worker.protocol.token_bytes import pack, unpack
 
 from .answer import CANCELLED, FAILED, Taken
 from .clock import RedisClock
@@ -30,7 +31,6 @@ from .live import LiveRequest
 from .outputs import OutputReader
 from .tasks import Tasks
 from .telemetry import Telemetry
-from .token_bytes import pack, unpack
 
 logger = logging.getLogger(__name__)
 LOST: Final = "The request was lost: neither the queue nor a worker knows it any more."

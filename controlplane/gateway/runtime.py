@@ -28,6 +28,7 @@ from scheduler_worker.core.policy import ClassPolicy
 from scheduler_worker.protocol import scripts
 from scheduler_worker.protocol.messages import Header, Payload
 from scheduler_worker.protocol.scripts import CancelOutcome
+from scheduler_worker.protocol.token_bytes import unpack
 
 from .acceptance import Acceptance
 from .admission import Admission
@@ -43,7 +44,6 @@ from .requests import Progress, Requests
 from .schema import Asked, read_chat, read_completion
 from .tasks import Tasks, every
 from .telemetry import Telemetry
-from .token_bytes import unpack
 from .tokenizer import TextModel
 from .upkeep import TICK_S, Upkeep
 

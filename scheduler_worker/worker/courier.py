@@ -7,10 +7,8 @@ process of its own (`courier_process`), where it takes no time from the loop.
 
 from __future__ import annotations
 
-import sys
 import threading
 import time
-from array import array
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from queue import SimpleQueue
@@ -171,11 +169,3 @@ def _starting_at(one: OutgoingRow, offset: int) -> OutgoingRow | None:
     tokens = tuple(one.tokens[offset:end])
     changed = msgspec.structs.replace(row, offset=min(offset, end), token_ids=tokens, logprobs=logprobs)
     return OutgoingRow(one.gateway, changed, one.tokens)
-
-
-def unpack_tokens(data: bytes) -> array[int]:
-    """Little-endian uint32, as the messages carry token ids."""
-    tokens = array("I", data)
-    if sys.byteorder == "big":
-        tokens.byteswap()
-    return tokens

@@ -24,9 +24,10 @@ import msgspec
 from msgspec import Struct
 
 from scheduler_worker.protocol.messages import FrameRow
+from scheduler_worker.protocol.token_bytes import unpack
 from scheduler_worker.worker import transport
 from scheduler_worker.worker.clock import RedisClock
-from scheduler_worker.worker.courier import Courier, OutgoingRow, unpack_tokens
+from scheduler_worker.worker.courier import Courier, OutgoingRow
 from scheduler_worker.worker.inbox import (
     ClaimsHeld,
     ClaimsLost,
@@ -117,9 +118,6 @@ class Channel:
                 if len(data := stream.read(size)) < size:
                     return
                 yield data
-
-    def close(self) -> None:
-        self._socket.close()
 
 
 class Progress:
@@ -248,7 +246,7 @@ class _Outputs(Receiver):
             case ClaimsSettled(_, won):
                 for one in won:
                     key = one.header.request_id, one.header.attempt
-                    self._tokens[key] = unpack_tokens(one.token_ids).tolist()
+                    self._tokens[key] = unpack(one.token_ids).tolist()
                 self._channel.send(news)
             case ClaimsLost(attempts):
                 for lost in attempts.items():

@@ -23,8 +23,8 @@ from scheduler_worker.core.sequence import FinishReason, SequenceHeader
 from scheduler_worker.executor import Executor, OutOfMemory, RowOutput, SequenceInput, StepOutput, to_result
 from scheduler_worker.protocol.messages import FrameRow, Header, PolicyAnnouncement, Timings
 from scheduler_worker.protocol.scripts import Change, ChangeOp, Claimed, Mirror
+from scheduler_worker.protocol.token_bytes import unpack
 from scheduler_worker.worker.clock import RedisClock
-from scheduler_worker.worker.courier import unpack_tokens
 from scheduler_worker.worker.courier_process import CourierProcess, GatewayRow
 from scheduler_worker.worker.inbox import (
     ClaimsHeld,
@@ -363,7 +363,7 @@ class StepLoop:
     def _receive(self, claimed: Claimed) -> None:
         """A request is ours now: compute it, or end it with the reason why not."""
         header, now = claimed.header, self._clock.now()
-        generated = unpack_tokens(claimed.token_ids)
+        generated = unpack(claimed.token_ids)
         held = Held(header, len(generated), now)
         waited = self._waiting.pop(header.request_id, None)
         if (ending := self._why_not(claimed)) is not None:
@@ -391,7 +391,7 @@ class StepLoop:
 
     def _introduce(self, claimed: Claimed, generated: array[int]) -> None:
         assert claimed.payload is not None
-        prompt = unpack_tokens(claimed.payload.token_ids)
+        prompt = unpack(claimed.payload.token_ids)
         self._executor.add(
             SequenceInput(
                 seq_id=claimed.header.request_id,
