@@ -1,4 +1,4 @@
-"""Orders to workers. A worker looks for its order about twice a second and says when it obeys."""
+"""Orders to workers. A worker looks for its order once a second and says when it obeys."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from controlplane.common.errors import NotFound
 from controlplane.fleet import selectors
 from scheduler_worker.protocol import keys
 
-DRAIN: Final = b"drain"
 ORDER_TTL_S: Final = 24 * 3600
 
 
@@ -25,16 +24,16 @@ def drain(*, pool: str, worker: str, actor: str) -> None:
         raise NotFound(f"The pool {pool} has no worker {worker}; there is nothing to drain.")
     key = keys.WORKER_CONTROL.of(pool, worker)
     with transaction.atomic():
-        if redis_client().get(key) != DRAIN:
+        if redis_client().get(key) != keys.DRAIN:
             _record("drain", pool, worker, actor)
-        redis_client().set(key, DRAIN, ex=ORDER_TTL_S)
+        redis_client().set(key, keys.DRAIN, ex=ORDER_TTL_S)
 
 
 def resume(*, pool: str, worker: str, actor: str) -> None:
     """Lift the order to drain, if there is one: the worker takes requests again."""
     key = keys.WORKER_CONTROL.of(pool, worker)
     with transaction.atomic():
-        if redis_client().get(key) == DRAIN:
+        if redis_client().get(key) == keys.DRAIN:
             _record("resume", pool, worker, actor)
         redis_client().delete(key)
 

@@ -86,6 +86,9 @@ WORKER_INFO: Final = KeySpec("{{tg:{0}}}:worker:{1}", "string", "WorkerInfo", "w
 WORKER_CONTROL: Final = KeySpec(
     "{{tg:{0}}}:control:{1}", "string", "drain or resume, for one worker", "fleet service", "24 h"
 )
+DRAIN: Final = b"drain"
+"""The value of `WORKER_CONTROL` that lets a worker take no new request."""
+
 TELEMETRY: Final = KeySpec(
     "{{tg:{0}}}:telemetry", "stream", "WorkerTelemetry and GatewayTelemetry", "worker, gateway", "trimmed to 2,000"
 )

@@ -37,7 +37,6 @@ logger = logging.getLogger(__name__)
 CHORES_EVERY_S: Final = 1.0
 INFO_TTL_S: Final = 10
 MAX_EVENTS: Final = 500
-DRAIN: Final = b"drain"
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +113,8 @@ class Reporter(HelperThread):
 
     def _look_for_orders(self) -> None:
         order = self._client.get(keys.WORKER_CONTROL.of(self._identity.pool, self._identity.worker))
-        if (order == DRAIN) is not self._draining:
-            self._draining = order == DRAIN
+        if (order == keys.DRAIN) is not self._draining:
+            self._draining = order == keys.DRAIN
             self._inbox.put(DrainingChanged(self._draining))
 
     def _report(self, stats: LoopStats) -> None:
