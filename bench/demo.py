@@ -272,7 +272,7 @@ class StaticBatches:
         while (plan := scheduler.plan_step(time.perf_counter() - started)) is not None:
             scheduler.begin(plan)
             self._executor.launch(plan)
-            self._collect(scheduler, times, started)
+            self._collect(scheduler, plan, times, started)
         for seq_id in classes:
             self._executor.remove(seq_id)
         return [Answer(classes[one], stamps[0], stamps[-1], len(stamps)) for one, stamps in times.items()]
@@ -290,15 +290,14 @@ class StaticBatches:
         )
         scheduler.add(SequenceHeader(seq_id, "low", "bench", index + 1, 0.0, len(ids), ask.max_tokens), 0.0)
 
-    def _collect(self, scheduler: Any, times: dict[str, list[float]], started: float) -> None:
-        from scheduler_worker.core.plan import RowResult, StepResult
+    def _collect(self, scheduler: Any, plan: Any, times: dict[str, list[float]], started: float) -> None:
+        from scheduler_worker.executor import to_result
 
         output = self._executor.collect()
         now = time.perf_counter() - started
-        rows = tuple(RowResult(row.seq_id, len(row.token_ids), row.stopped, row.error) for row in output.rows)
         for row in output.rows:
             times[row.seq_id] += [now] * len(row.token_ids)
-        scheduler.apply_result(StepResult(output.step, rows, output.duration_s, output.filled_blocks), now)
+        scheduler.apply_result(to_result(plan, output), now)
 
     def close(self) -> None:
         self._executor.close()
