@@ -18,6 +18,7 @@ import redis.asyncio
 from redis.exceptions import RedisError
 
 from controlplane.common.redis import run
+from scheduler_worker.core.policy import Policy
 from scheduler_worker.protocol import keys, scripts
 from scheduler_worker.protocol.messages import Frame, FrameRow, Payload, Requeued
 from scheduler_worker.protocol.scripts import CancelOutcome
@@ -30,7 +31,7 @@ from .errors import Unavailable
 from .live import LiveRequest
 from .outputs import OutputReader
 from .tasks import Tasks
-from .telemetry import Telemetry
+from .telemetry import OpenMisses, Telemetry
 
 logger = logging.getLogger(__name__)
 LOST: Final = "The request was lost: neither the queue nor a worker knows it any more."
@@ -85,6 +86,21 @@ class Requests:
     def num_unanswered(self) -> int:
         """Requests whose answer has not ended."""
         return sum(not live.answer.ended for live in self._live.values())
+
+    def misses(self, policy: Policy | None) -> OpenMisses:
+        """Open requests that have missed the live policy's TTFT objective. Adopted ones have no gateway's times."""
+        found, now = OpenMisses(), time.perf_counter()
+        objectives: dict[str, float] = {}
+        for live in self._live.values():
+            if policy is None or live.is_adopted or live.end_reading is not None or live.rules is None:
+                continue
+            class_id = live.header.class_id
+            if class_id not in objectives:
+                objectives[class_id] = _ttft_objective(policy, class_id)
+            if (live.first_reading or now) - live.headers_reading > objectives[class_id]:
+                found.missed[class_id] += 1
+                found.overdue[class_id] += live.first_reading is None
+        return found
 
     def add(self, live: LiveRequest) -> None:
         """Follow a request from here on; before it is queued, so that no row is missed."""
@@ -293,3 +309,11 @@ class Requests:
         )
         await run(self._client, scripts.enqueue(self._pool, header, payload))
         live.num_missed_looks, live.changed_reading = 0, time.perf_counter()
+
+
+def _ttft_objective(policy: Policy, class_id: str) -> float:
+    """The class's, as the live policy has it; a class that it does not know promises nothing."""
+    try:
+        return policy.find(class_id).slo.ttft_s
+    except KeyError:
+        return float("inf")

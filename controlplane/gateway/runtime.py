@@ -107,7 +107,12 @@ class GatewayRuntime:
         self._reads = DatabaseThreads("gateway-reads", 4)
         self._writes = DatabaseThreads("gateway-writes", 1)
         self.keys = Keys(self._reads)
-        self._telemetry = Telemetry(self.pool, self.clock, lambda: self.requests.num_unanswered)
+        self._telemetry = Telemetry(
+            self.pool,
+            self.clock,
+            lambda: self.requests.num_unanswered,
+            lambda: self.requests.misses(self.view.policy),
+        )
         self.admission = Admission(self.pool, self.redis, self.view, self._telemetry)
         self._acceptance = Acceptance(self.pool, self.redis, self._writes)
         self.requests = Requests(

@@ -7,6 +7,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
@@ -25,14 +26,29 @@ MAX_HELD: Final = 10_000
 _encode = msgspec.msgpack.Encoder().encode
 
 
+@dataclass(frozen=True, slots=True)
+class OpenMisses:
+    """Open requests by class that have missed their TTFT objective: those without a first token, and all."""
+
+    overdue: Counter[str] = field(default_factory=Counter)
+    missed: Counter[str] = field(default_factory=Counter)
+
+
 class Telemetry:
     """Counts and samples since the last message. Arrivals are `(at, class, tenant, prompt tokens, max_tokens,
     outcome)` with outcome `accepted` or the reason of the refusal, msgpack in the field `a` of each entry."""
 
-    def __init__(self, pool: str, clock: RedisClock, num_streams: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        pool: str,
+        clock: RedisClock,
+        num_streams: Callable[[], int],
+        misses: Callable[[], OpenMisses] = OpenMisses,
+    ) -> None:
         self._pool = pool
         self._clock = clock
         self._num_streams = num_streams
+        self._misses = misses
         self._sequence = 0
         self._sent_reading = time.perf_counter()
         self._reset()
@@ -100,6 +116,7 @@ class Telemetry:
     def _message(self, gateway: str) -> GatewayTelemetry:
         now = time.perf_counter()
         self._sequence += 1
+        misses = self._misses()
         return GatewayTelemetry(
             gateway=gateway,
             pool=self._pool,
@@ -112,6 +129,8 @@ class Telemetry:
             output_tokens=dict(self._output_tokens),
             first_tokens=tuple(self._first_tokens),
             finished=tuple(self._finished),
+            overdue=dict(misses.overdue),
+            missed=dict(misses.missed),
             events=tuple(self._events),
         )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Final
 
-from controlplane.telemetry.promise import Counts, Ended, is_late, objectives_of
+from controlplane.telemetry.promise import Counts, Ended, is_late, objectives_of, unserved_s
 from controlplane.telemetry.schema import Percentiles, Point
 from controlplane.telemetry.sketch import Sketch, sketch_of
 from controlplane.telemetry.windows import percentiles, weighted_median
@@ -63,6 +63,7 @@ class _ClassBucket:
     tpot: list[float] = field(default_factory=list)
     num: int = 0
     num_late: int = 0
+    num_unserved: int = 0
     num_ttft_late: int = 0
     num_tpot_late: int = 0
     num_tokens: int = 0
@@ -72,8 +73,8 @@ class _ClassBucket:
         return Counts(
             num=self.num,
             num_late=self.num_late,
-            num_ttft=len(self.ttft),
-            num_ttft_late=self.num_ttft_late,
+            num_ttft=len(self.ttft) + self.num_unserved,
+            num_ttft_late=self.num_ttft_late + self.num_unserved,
             num_tpot=len(self.tpot),
             num_tpot_late=self.num_tpot_late,
         )
@@ -113,6 +114,8 @@ class Bucket:
         if sample.tpot_s is not None:
             bucket.tpot.append(sample.tpot_s)
             bucket.num_tpot_late += sample.tpot_s > one.slo.tpot_s
+        waited_s = unserved_s(sample)
+        bucket.num_unserved += waited_s is not None and waited_s > one.slo.ttft_s
         late = is_late(sample, one)
         if late is not None:
             bucket.num += 1

@@ -30,6 +30,7 @@ from controlplane.telemetry.promise import (
     Counts,
     Ended,
     Metric,
+    Open,
     PromiseWindow,
     add_up,
     breaks,
@@ -84,6 +85,7 @@ class TelemetryFold:
         self._windows: dict[str, PromiseWindow] = {}
         self._colors: dict[str, int] = {}
         self._gateways: dict[str, float] = {}
+        self._spoke: dict[str, GatewayTelemetry] = {}
         self._open: dict[float, Bucket] = {}
         self._pointed_to = -math.inf
         self._rolled_to = -math.inf
@@ -144,9 +146,7 @@ class TelemetryFold:
             if start + POINT_S > last - WINDOW_S:
                 # Latencies are judged again here; whether both halves were met can no longer be told.
                 counts = row.counts if row.objectives == judged else Counts()
-                window.restore(
-                    start + POINT_S / 2, values(row.ttft), values(row.tpot), counts.num, counts.num_late
-                )
+                window.restore(start + POINT_S / 2, values(row.ttft), values(row.tpot), counts)
 
     def resume(self, halves: Iterable[BrokenHalf]) -> None:
         """Take up what another process knew of broken promises: since when and why. What recovered is dropped
@@ -176,7 +176,9 @@ class TelemetryFold:
         self.totals.take_worker(message)
 
     def _take_gateway(self, message: GatewayTelemetry) -> None:
-        self._gateways[message.gateway] = max(message.at, self._gateways.get(message.gateway, message.at))
+        if message.at >= self._gateways.get(message.gateway, message.at):
+            self._gateways[message.gateway] = message.at
+            self._spoke[message.gateway] = message
         if message.at >= self._restored_to:
             self._bucket(message.at).add_gateway(message, self._resolve)
         for class_id, num in message.refused.items():
@@ -252,9 +254,22 @@ class TelemetryFold:
         return any(one is not None and one.id == class_id for one in found)
 
     def _judge(self, now: float) -> None:
-        for window in self._windows.values():
+        for class_id, window in self._windows.items():
+            window.open = self._open_misses(class_id, now)
             window.judge(now)
         self._causes.follow(((one.class_id, one.metric, one.since) for one in self._broken()), now)
+
+    def _open_misses(self, class_id: str, now: float) -> Open:
+        """What the gateways that live last said of open requests of the class."""
+        alive = [one for one in self._spoke.values() if now - one.at <= GATEWAY_LEASE_S]
+        return Open(
+            num_overdue=sum(self._of_class(one.overdue, class_id) for one in alive),
+            num_missed=sum(self._of_class(one.missed, class_id) for one in alive),
+        )
+
+    def _of_class(self, counts: Mapping[str, int], class_id: str) -> int:
+        found = ((self._resolve(named), num) for named, num in counts.items())
+        return sum(num for one, num in found if one is not None and one.id == class_id)
 
     def _close_points(self, now: float) -> tuple[Point, ...]:
         starts = [start for start in self._open if self._pointed_to <= start <= now - POINT_S - POINT_GRACE_S]
@@ -324,12 +339,16 @@ class TelemetryFold:
         context = _Context(self, now)
         return tuple(context.live(one) for one in sorted(self.policy.classes, key=lambda one: one.rank))
 
-    def _ended_in_budget(self, one: ClassPolicy) -> Ended | None:
-        """Requests of the last 30 days that today's objectives judged: what is stored, and the intervals since."""
+    def _judged_in_budget(self, one: ClassPolicy, now: float) -> Ended | None:
+        """Requests of the last 30 days that today's objectives judged: what is stored, the intervals since, and what
+        is open and has missed them already."""
         key = (one.id, objectives_of(one))
         since = {**self._closed_ended, **{start: bucket.ended() for start, bucket in self._open.items()}}
         later = (ended for start, ended in since.items() if start >= self._budget_to)
-        return add_up(ended[key] for ended in (self._budget, *later) if key in ended and ended[key].num)
+        known = [ended[key] for ended in (self._budget, *later) if key in ended and ended[key].num]
+        if missed := self._windows[one.id].open.num_missed:
+            known.append(Ended(missed, missed, now))
+        return add_up(known)
 
     # The verdict
 
@@ -339,7 +358,7 @@ class TelemetryFold:
         if broken := self._broken():
             return self._broken_verdict(broken, now)
         busy = any(one.waiting.num or one.num_running or one.num_parked for one in classes)
-        seen = any(one.ttft.num or one.tpot.num or one.num_finished for one in classes)
+        seen = any(one.ttft.num or one.tpot.num or one.num_judged for one in classes)
         return self._kept_verdict() if busy or seen else Verdict(kind="no_traffic")
 
     def _broken(self) -> list[_Broken]:
@@ -418,7 +437,7 @@ class _Context:
         counts, served = window.counts(), sum(self.service.values())
         rows = self.rows.get(one.id, [])
         parked = [row for row in rows if row.state == "parked"]
-        ended = fold._ended_in_budget(one)
+        ended = fold._judged_in_budget(one, self.now)
         times = [self.now - row.parked_at for row in parked if row.parked_at is not None]
         return ClassLive(
             id=one.id,
@@ -432,8 +451,9 @@ class _Context:
             ttft_state=window.state("ttft"),
             tpot_state=window.state("tpot"),
             attainment=1 - counts.num_late / counts.num if counts.num else None,
-            num_finished=counts.num,
+            num_judged=counts.num,
             num_late=counts.num_late,
+            num_overdue=window.open.num_overdue,
             budget_left=budget_left(ended.num, ended.num_late, target) if ended else None,
             budget_since=ended.since if ended else None,
             burn_rate=burn_rate(counts.num, counts.num_late, target),

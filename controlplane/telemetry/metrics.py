@@ -112,11 +112,12 @@ def _classes(pool: str, classes: tuple[ClassLive, ...]) -> Iterator[Metric]:
     yield gauge(
         "waiting_late_requests", "Waiting past TTFT", {one.id: one.waiting.num_late for one in classes}
     )
+    yield gauge("overdue_requests", "No first token, past TTFT", {one.id: one.num_overdue for one in classes})
     yield gauge("oldest_wait_seconds", "Longest wait now", {one.id: one.waiting.oldest_s for one in classes})
     yield gauge("running_requests", "In the running batches", {one.id: one.num_running for one in classes})
     yield gauge("parked_requests", "Preempted, not resumed yet", {one.id: one.num_parked for one in classes})
     yield gauge(
-        "attainment_ratio", "Met, of those ended in 5 min", {one.id: one.attainment for one in classes}
+        "attainment_ratio", "Met, of those judged in 5 min", {one.id: one.attainment for one in classes}
     )
     yield gauge(
         "budget_left_ratio", "Error budget left of 30 days", {one.id: one.budget_left for one in classes}

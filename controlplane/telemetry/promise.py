@@ -2,8 +2,10 @@
 
 The promise is joint: at least `target` of the requests meet the TTFT *and* the TPOT objective (and the
 end-to-end objective where there is one). A request without a second token has no TPOT and meets it; one that
-failed meets nothing; one that its client cancelled is not counted. Everything in the window is judged by the
-policy of now, so that figures, charts and verdict speak of the same objective after a change.
+failed meets nothing; one that its client cancelled is not counted, unless it had missed its TTFT objective by
+then. A request that waits for its first token beyond the TTFT objective has missed it already: it is late from
+that instant on (`Open`), and the same miss when its first token comes and when it ends. Everything in the window
+is judged by the policy of now, so that figures, charts and verdict speak of the same objective after a change.
 
 One half (`ttft`, `tpot`) *breaks* when
 - its own attainment is below the target, or
@@ -69,7 +71,9 @@ def objectives_of(one: ClassPolicy) -> str:
 
 def is_late(sample: LatencySample, one: ClassPolicy) -> bool | None:
     """Whether an ended request missed its promise; None for one that does not count."""
-    if sample.met is None or sample.outcome == "cancelled":
+    if sample.outcome == "cancelled":
+        return True if _waited_s(sample) > one.slo.ttft_s else None
+    if sample.met is None:
         return None
     if sample.outcome == "failed":
         return True
@@ -78,6 +82,16 @@ def is_late(sample: LatencySample, one: ClassPolicy) -> bool | None:
     slo = one.slo
     limits = ((sample.ttft_s, slo.ttft_s), (sample.tpot_s, slo.tpot_s), (sample.e2e_s, slo.e2e_s))
     return any(value is not None and limit is not None and value > limit for value, limit in limits)
+
+
+def _waited_s(sample: LatencySample) -> float:
+    """How long an ended request waited for its first token, or for its end without one."""
+    return (sample.e2e_s or 0.0) if sample.ttft_s is None else sample.ttft_s
+
+
+def unserved_s(sample: LatencySample) -> float | None:
+    """How long an ended request waited that never got a first token; None for any other."""
+    return sample.e2e_s if sample.ttft_s is None else None
 
 
 def burn_rate(num: int, num_late: int, target: float) -> float | None:
@@ -154,6 +168,14 @@ class Counts:
         return "tpot" if self.num_tpot_late > self.num_ttft_late else "ttft"
 
 
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Open requests that have missed their TTFT objective: those that still wait for a first token, and all."""
+
+    num_overdue: int = 0
+    num_missed: int = 0
+
+
 @dataclass(slots=True)
 class Breakage:
     """Since when each half of one class's promise is broken. Moved by `judge`, in the order of time."""
@@ -193,6 +215,8 @@ class PromiseWindow:
         self.policy = one
         self.ttft = SampleWindow(WINDOW_S)
         self.tpot = SampleWindow(WINDOW_S)
+        self.unserved = SampleWindow(WINDOW_S)
+        self.open = Open()
         self.breakage = Breakage()
         self._ended: list[_Ended] = []
         self._num_late = 0
@@ -215,20 +239,26 @@ class PromiseWindow:
     def add_finished(self, sample: LatencySample) -> None:
         if sample.tpot_s is not None:
             self.tpot.add(sample.at, sample.tpot_s)
+        if (waited_s := unserved_s(sample)) is not None:
+            self.unserved.add(sample.at, waited_s)
         late = is_late(sample, self.policy)
         if late is not None:
             self._insert(_Ended(sample.at, sample.request_id, late, sample))
 
-    def restore(
-        self, at: float, ttft: Iterable[float], tpot: Iterable[float], num: int, num_late: int
-    ) -> None:
-        """Take samples that only a roll-up remembers, all at one instant."""
-        for value in ttft:
+    def restore(self, at: float, ttft: Iterable[float], tpot: Iterable[float], counts: Counts) -> None:
+        """Take samples that only a roll-up remembers, all at one instant.
+
+        What its counts have in first tokens beyond `ttft` never got one, and was late.
+        """
+        known = list(ttft)
+        for value in known:
             self.ttft.add(at, value)
+        for _ in range(counts.num_ttft - len(known)):
+            self.unserved.add(at, math.inf)
         for value in tpot:
             self.tpot.add(at, value)
-        for number in range(num):
-            self._insert(_Ended(at, f"restored-{number}", number < num_late))
+        for number in range(counts.num):
+            self._insert(_Ended(at, f"restored-{number}", number < counts.num_late))
 
     def _insert(self, entry: _Ended) -> None:
         insort(self._ended, entry)
@@ -237,6 +267,7 @@ class PromiseWindow:
     def move_to(self, now: float) -> None:
         self.ttft.move_to(now)
         self.tpot.move_to(now)
+        self.unserved.move_to(now)
         old = bisect_right(self._ended, now - WINDOW_S, key=lambda entry: entry.at)
         self._num_late -= sum(entry.late for entry in self._ended[:old])
         del self._ended[:old]
@@ -247,15 +278,20 @@ class PromiseWindow:
         self.breakage.judge(self.counts(), self.policy.slo.target, now)
 
     def counts(self) -> Counts:
-        slo = self.policy.slo
+        slo, missed = self.policy.slo, self.open.num_missed
         return Counts(
-            num=len(self._ended),
-            num_late=self._num_late,
-            num_ttft=len(self.ttft),
-            num_ttft_late=self.ttft.num_above(slo.ttft_s),
+            num=len(self._ended) + missed,
+            num_late=self._num_late + missed,
+            num_ttft=len(self.ttft) + self._num_without_token,
+            num_ttft_late=self.ttft.num_above(slo.ttft_s) + self._num_without_token,
             num_tpot=len(self.tpot),
             num_tpot_late=self.tpot.num_above(slo.tpot_s),
         )
+
+    @property
+    def _num_without_token(self) -> int:
+        """First tokens that are late and have not come: those still awaited, and those that never came."""
+        return self.open.num_overdue + self.unserved.num_above(self.policy.slo.ttft_s)
 
     def state(self, metric: Metric) -> PromiseState:
         num, num_late = self.counts().of(metric)
@@ -275,7 +311,7 @@ class PromiseWindow:
         """
         slo = self.policy.slo
         window, limit = (self.ttft, slo.ttft_s) if metric == "ttft" else (self.tpot, slo.tpot_s)
-        value = window.percentile(slo.target)
+        value = window.percentile(slo.target, self._num_without_token if metric == "ttft" else 0)
         return -math.inf if value is None else value / limit
 
 

@@ -57,6 +57,9 @@ class WaitingView(Struct, frozen=True, kw_only=True):
 class ClassLive(Struct, frozen=True, kw_only=True):
     """A class now. `color` is its permanent index 0 to 5; `share_*` are shares of service over the window.
 
+    `num_judged` requests of the window, ended or open, have met or missed the promise; of them `num_overdue` still
+    wait for a first token and have missed it already.
+
     `budget_since`: when the oldest request ended that counts in the budget: 30 days ago, or since the objectives
     are what they are.
     """
@@ -72,8 +75,9 @@ class ClassLive(Struct, frozen=True, kw_only=True):
     ttft_state: PromiseState
     tpot_state: PromiseState
     attainment: float | None
-    num_finished: int
+    num_judged: int
     num_late: int
+    num_overdue: int
     budget_left: float | None
     budget_since: float | None
     burn_rate: float | None

@@ -11,11 +11,12 @@ from controlplane.telemetry.schema import Percentiles
 
 def nearest_rank(ordered: Sequence[float], share: float) -> float | None:
     """The nearest-rank percentile: the least sample that at least `share` of them do not exceed."""
-    if not ordered:
-        return None
+    return ordered[_rank(share, len(ordered)) - 1] if ordered else None
+
+
+def _rank(share: float, num: int) -> int:
     # 0.95 × 20 is 19 on paper and a hair more in floats; the next rank up would be one too many.
-    rank = math.ceil(round(share * len(ordered), 9))
-    return ordered[max(1, rank) - 1]
+    return max(1, math.ceil(round(share * num, 9)))
 
 
 def percentiles(ordered: Sequence[float]) -> Percentiles:
@@ -64,9 +65,13 @@ class SampleWindow:
     def percentiles(self) -> Percentiles:
         return percentiles(self._by_value)
 
-    def percentile(self, share: float) -> float | None:
-        """The nearest-rank percentile of any share."""
-        return nearest_rank(self._by_value, share)
+    def percentile(self, share: float, num_beyond: int = 0) -> float | None:
+        """The nearest-rank percentile of any share, with so many more samples that are beyond all measure."""
+        num = len(self._by_value)
+        if not num + num_beyond:
+            return None
+        rank = _rank(share, num + num_beyond)
+        return self._by_value[rank - 1] if rank <= num else math.inf
 
     def num_above(self, limit: float) -> int:
         """How many samples are greater than `limit`."""

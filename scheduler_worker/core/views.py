@@ -43,13 +43,16 @@ def _class_view(state: State, class_id: str, present: list[Sequence], now: float
     claimed = [one for one in mine if one.state is SequenceState.CLAIMED]
     waits = _longest_waits(state, class_id, claimed, now)
     queue = state.waiting.classes.get(class_id)
+    num_late = sum(1 for wait_s in waits if wait_s > state.class_policy(class_id).slo.ttft_s)
+    if num_late == MAX_WAITS and queue is not None:  # there may be more: those that cannot meet it any more
+        num_late = max(num_late, queue.num_late)
     return ClassView(
         class_id=class_id,
         num_waiting=(len(queue) if queue else 0) + len(claimed),
         num_running=sum(1 for one in mine if one.state is SequenceState.RUNNING),
         num_parked=sum(1 for one in mine if one.state is SequenceState.PARKED),
         oldest_wait_s=waits[0] if waits else 0.0,
-        num_late=(queue.num_late if queue else 0) + sum(1 for one in claimed if one.deadline_at < now),
+        num_late=num_late,
         waits_s=waits,
         service_tokens=state.ledger.service(class_id),
     )

@@ -301,7 +301,11 @@ class LatencySample(Struct, frozen=True, kw_only=True):
 
 class GatewayTelemetry(Message, frozen=True, kw_only=True):
     """A gateway's samples since its last message. `first_tokens` and `finished` are disjoint kinds of sample:
-    a request appears once in each. `arrivals` counts by class; `refused` by class, with events saying why."""
+    a request appears once in each. `arrivals` counts by class; `refused` by class, with events saying why.
+
+    `overdue` and `missed` are of `at`, by class: open requests that wait for their first token beyond their TTFT
+    objective, and all open requests that have missed it, those with a late first token included. A request is in
+    them until the message that has its own sample."""
 
     gateway: str
     pool: str
@@ -314,6 +318,8 @@ class GatewayTelemetry(Message, frozen=True, kw_only=True):
     output_tokens: dict[str, int] = field(default_factory=dict)
     first_tokens: tuple[LatencySample, ...] = ()
     finished: tuple[LatencySample, ...] = ()
+    overdue: dict[str, int] = field(default_factory=dict)
+    missed: dict[str, int] = field(default_factory=dict)
     events: tuple[EventRecord, ...] = ()
 
 

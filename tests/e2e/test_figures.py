@@ -129,7 +129,7 @@ def widest_gap(ordered: list[float]) -> float:
 
 
 def has_settled(figures: live_figures.Figures, version: int) -> bool:
-    counted = all(figures.get(f"{class_id}.num_finished") == num for class_id, num in NUMS.items())
+    counted = all(figures.get(f"{class_id}.num_judged") == num for class_id, num in NUMS.items())
     return counted and figures.get("worker-1.policy_version") == version
 
 
@@ -171,7 +171,7 @@ def test_tpot_is_the_pace_at_which_the_clients_read(
 
 @pytest.mark.parametrize("class_id", NUMS)
 def test_every_answer_is_counted(observed: Observed, class_id: str) -> None:
-    assert observed.shown[f"{class_id}.num_finished"] == NUMS[class_id]
+    assert observed.shown[f"{class_id}.num_judged"] == NUMS[class_id]
 
 
 @pytest.mark.parametrize("class_id", NUMS)

@@ -300,7 +300,7 @@ def test_a_restored_fold_shows_the_window_of_the_old_one() -> None:
     old.tick(T0 + 60)
     new.restore(old.close_rollups(T0 + 60), before=T0 + 60)
     before, after = class_of(seen(old, 60)), class_of(seen(new, 60))
-    assert (after.num_finished, after.num_late, after.tpot.num) == (before.num_finished, before.num_late, 200)
+    assert (after.num_judged, after.num_late, after.tpot.num) == (before.num_judged, before.num_late, 200)
 
 
 def test_a_restored_fold_remembers_since_when_a_promise_is_broken() -> None:
@@ -323,7 +323,7 @@ def test_the_tail_of_the_stream_does_not_count_twice_what_was_restored() -> None
     new.restore(old.close_rollups(T0 + 30), before=T0 + 10)
     for message in messages:
         new.take(message)
-    assert class_of(seen(new, 31)).num_finished == 30
+    assert class_of(seen(new, 31)).num_judged == 30
 
 
 def test_the_budget_is_what_is_stored_and_what_came_since() -> None:
@@ -335,6 +335,13 @@ def test_the_budget_is_what_is_stored_and_what_came_since() -> None:
     one.take(gateway(61, finished=tuple(ended(61 + n / 1000) for n in range(97))))
     # 1,100 requests, 8 late; 1 % of 1,100 are 11.
     assert class_of(seen(one, 62)).budget_left == pytest.approx(1 - 8 / 11)
+
+
+def test_a_request_that_misses_while_it_waits_uses_the_budget_at_once() -> None:
+    one = fold()
+    one.set_budget({("high", HIGH_JUDGED): Ended(999, 0, since=T0 - 9000)}, through=T0 + 10)
+    one.take(gateway(12, overdue={"high": 1}, missed={"high": 1}))
+    assert class_of(seen(one, 12)).budget_left == pytest.approx(1 - 1 / 10)  # 1 % of 1,000 are 10
 
 
 def test_the_budget_says_since_when_it_counts() -> None:
@@ -408,6 +415,38 @@ def test_a_request_that_waits_is_traffic() -> None:
     one = fold()
     one.take(worker(1, classes=(load(num_waiting=1),)))
     assert seen(one, 1).verdict.kind == "kept"
+
+
+def test_verdict_and_card_say_so_while_requests_wait_past_their_objective() -> None:
+    one = fold()
+    one.take(worker(1))
+    one.take(gateway(1, overdue={"low": 13}, missed={"low": 13}))
+    snapshot = seen(one, 1)
+    card, verdict = class_of(snapshot, "low"), snapshot.verdict
+    assert (verdict.kind, verdict.class_id, verdict.num_late) == ("broken", "low", 13)
+    assert (card.ttft_state.kept, card.num_late, card.num_overdue) == (False, 13, 13)
+
+
+def test_misses_of_all_gateways_that_live_count() -> None:
+    one = fold()
+    one.take(gateway(1, "web-1", overdue={"high": 1}, missed={"high": 2}))
+    one.take(gateway(9, "web-2", overdue={"high": 3}, missed={"high": 3}))
+    assert [class_of(seen(one, at)).num_late for at in (9, 12)] == [5, 3]
+
+
+def test_a_gateways_last_word_on_what_waits_counts() -> None:
+    one = fold()
+    one.take(gateway(2, overdue={}, missed={"high": 1}, first_tokens=(first(2, 0.5),)))
+    one.take(gateway(1, overdue={"high": 1}, missed={"high": 1}))  # comes late
+    card = class_of(seen(one, 3))
+    assert (card.num_overdue, card.num_late, card.ttft_state.num_late) == (0, 1, 1)
+
+
+def test_what_waits_in_a_retired_class_is_late_in_the_one_that_serves_it() -> None:
+    live = policy(retired={"urgent": "high"})
+    one = fold(live)
+    one.take(gateway(1, overdue={"urgent": 1, "unheard-of": 1}, missed={"urgent": 1, "unheard-of": 1}))
+    assert class_of(seen(one, 1)).num_late == 1
 
 
 def test_the_kept_verdict_names_the_promise_nearest_its_limit() -> None:

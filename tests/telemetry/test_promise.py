@@ -8,6 +8,7 @@ import pytest
 
 from controlplane.telemetry.promise import (
     Counts,
+    Open,
     PromiseWindow,
     budget_left,
     burn_rate,
@@ -56,6 +57,9 @@ def test_the_target_names_the_governing_percentile(target: float, name: str) -> 
         ({"ttft_s": None, "tpot_s": None, "outcome": "failed", "met": False}, True),
         ({"ttft_s": 0.05, "tpot_s": 0.01, "outcome": "cancelled", "met": False}, None),
         ({"ttft_s": 0.05, "tpot_s": 0.01, "met": None}, None),  # not ended
+        ({"ttft_s": 0.11, "tpot_s": 0.01, "outcome": "cancelled", "met": None}, True),  # after the miss
+        ({"e2e_s": 0.11, "outcome": "cancelled", "met": None}, True),  # given up after the objective
+        ({"e2e_s": 0.09, "outcome": "cancelled", "met": None}, None),  # given up before it
     ],
 )
 def test_a_request_is_late_when_it_misses_either_objective(fields: dict[str, Any], late: bool | None) -> None:
@@ -163,6 +167,42 @@ def test_a_relaxed_objective_judges_the_window_again() -> None:
     )
     window.set_policy(relaxed.find("low"))
     assert window.counts().num_late == 0
+
+
+def test_requests_that_wait_past_their_objective_break_a_promise() -> None:
+    window = PromiseWindow(LOW)
+    window.open = Open(num_overdue=3, num_missed=3)
+    window.judge(T0)
+    state = window.state("ttft")
+    assert (state.kept, state.num_late, state.num_requests, state.attainment) == (False, 3, 3, 0)
+
+
+def test_a_late_first_token_is_the_miss_that_its_wait_was() -> None:
+    waits, begins, ends = PromiseWindow(LOW), PromiseWindow(LOW), PromiseWindow(LOW)
+    waits.open = Open(num_overdue=1, num_missed=1)
+    begins.open = Open(num_overdue=0, num_missed=1)
+    begins.add_first_token(first(1, 1.5, "low"))
+    ends.add_first_token(first(1, 1.5, "low"))
+    ends.add_finished(ended(2, 1.5, 0.05, "low"))
+    one_miss = {"num": 1, "num_late": 1, "num_ttft": 1, "num_ttft_late": 1}
+    for window in (waits, begins, ends):
+        counts = window.counts()
+        assert {name: getattr(counts, name) for name in one_miss} == one_miss
+
+
+@pytest.mark.parametrize(("waited_s", "num_late"), [(0.9, 0), (1.1, 1)])
+def test_a_miss_stays_one_when_its_request_ends_without_a_token(waited_s: float, num_late: int) -> None:
+    window = PromiseWindow(LOW)
+    fields = {"ttft_s": None, "tpot_s": None, "outcome": "cancelled", "met": None}
+    window.add_finished(ended(2, class_id="low", e2e_s=waited_s, **fields))
+    assert (window.counts().num_ttft_late, window.counts().num_late) == (num_late, num_late)
+
+
+@pytest.mark.parametrize(("num_overdue", "is_over"), [(10, False), (11, True)])
+def test_closeness_counts_what_still_waits(num_overdue: int, is_over: bool) -> None:
+    window = window_of_low(num_good=100 - num_overdue, num_late=0)
+    window.open = Open(num_overdue=num_overdue, num_missed=num_overdue)
+    assert (window.closeness("ttft") > 1) is is_over
 
 
 def test_the_burn_rate_is_the_share_of_late_over_the_share_allowed() -> None:

@@ -27,7 +27,7 @@ async def sees(num: int) -> bool:
     running = folder.current()
     if running is None or not running.fold.policy:
         return False
-    return class_of(running.fold.snapshot(running.now(), 1)).num_finished == num
+    return class_of(running.fold.snapshot(running.now(), 1)).num_judged == num
 
 
 async def test_without_postgres_the_page_is_live(

@@ -86,7 +86,7 @@ async def test_what_a_gateway_reports_is_on_the_page(
         await socket.connect()
         await publisher.worker()
         await publisher.requests(7, ttft_s=0.05)
-        snapshot = await snapshot_with(socket, lambda one: one["classes"][0]["num_finished"] == 7)
+        snapshot = await snapshot_with(socket, lambda one: one["classes"][0]["num_judged"] == 7)
         await socket.disconnect()
     assert snapshot["classes"][0]["ttft"] == {"p50": 0.05, "p95": 0.05, "p99": 0.05, "num": 7}
 

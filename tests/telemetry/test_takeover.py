@@ -103,7 +103,7 @@ async def test_a_follower_takes_over_when_the_leader_is_killed(publisher: Publis
         await follower.says("follows 5")
         await viewer.look()
         await publisher.requests(4)
-        before = await viewer.snapshot_with(lambda one: class_of(one).num_finished == 9)
+        before = await viewer.snapshot_with(lambda one: class_of(one).num_judged == 9)
         await follower.says("follows 9")
         # The stream's past is gone: whoever takes over must have it already.
         await publisher.redis.xtrim(keys.TELEMETRY.of(POOL), maxlen=0)
@@ -137,7 +137,7 @@ async def test_a_process_that_starts_later_has_the_past_from_the_roll_ups(
         running = await _until(_restored)
         points, snapshot = running.fold.points, running.fold.snapshot(running.now(), 1)
     assert [point.ttft["high"].num for point in points] == [6]
-    assert class_of(snapshot).num_finished == 6
+    assert class_of(snapshot).num_judged == 6
 
 
 async def test_a_process_that_starts_later_knows_why_a_promise_is_broken(

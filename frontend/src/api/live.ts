@@ -48,8 +48,9 @@ export interface ClassLive {
   ttft_state: PromiseState;
   tpot_state: PromiseState;
   attainment: number | null;
-  num_finished: number;
+  num_judged: number;
   num_late: number;
+  num_overdue: number;
   budget_left: number | null;
   budget_since: number | null;
   burn_rate: number | null;

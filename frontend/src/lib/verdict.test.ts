@@ -106,7 +106,7 @@ describe('a card', () => {
   });
 
   it('does not call a promise kept that a few requests have missed', () => {
-    const few = { num_finished: 3, num_late: 1, attainment: 0.667 };
+    const few = { num_judged: 3, num_late: 1, attainment: 0.667 };
     expect(promiseLine(aClass('high', few), NOW, false)).toBe('too few to judge');
   });
 
@@ -116,7 +116,7 @@ describe('a card', () => {
   });
 
   it('says when nothing was judged', () => {
-    expect(promiseLine(aClass('high', { num_finished: 0 }), NOW, false)).toBe('nothing finished');
+    expect(promiseLine(aClass('high', { num_judged: 0 }), NOW, false)).toBe('nothing finished');
   });
 
   it('says how fast the budget burns, and when it is gone only if it will be', () => {

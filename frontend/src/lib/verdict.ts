@@ -29,7 +29,8 @@ export function brokenHeadline(verdict: Verdict, isLastKnown: boolean): string {
 export function brokenFact(verdict: Verdict, one: ClassLive | null, windowS: number): string {
   const share = verdict.attainment === null ? '' : `${percent(verdict.attainment)}; `;
   const again = one !== null && isRecovering(one) ? ` Recovering: kept again from ${percent(one.objective.kept_again, 2)}.` : '';
-  return `Last ${duration(windowS)}: ${share}${count(verdict.num_late)} of ${count(verdict.num_requests)} came late.${again}`;
+  const waiting = verdict.metric === 'ttft' && one !== null && one.num_overdue > 0 ? `, ${count(one.num_overdue)} still waiting` : '';
+  return `Last ${duration(windowS)}: ${share}${count(verdict.num_late)} of ${count(verdict.num_requests)} came late${waiting}.${again}`;
 }
 
 /** "normal and low keep their promises."; who else does not, if anyone. */
@@ -58,10 +59,10 @@ export function closestLine(snapshot: LiveSnapshot): string {
   const { governing } = one.objective;
   const measured = one[verdict.metric][governing];
   const limit = verdict.metric === 'ttft' ? one.objective.ttft_s : one.objective.tpot_s;
-  if (measured === null) return '';
+  if (measured === null && verdict.attainment === null) return '';
   const misses = verdict.attainment !== null && verdict.attainment < one.objective.target;
   const lead = misses ? 'Over its limit, but of too few requests to judge' : 'Closest to its limit';
-  const said = measured > limit === misses ? `${governing} at ${besideLimit(measured, limit)}` : attained(one, verdict, limit);
+  const said = measured !== null && measured > limit === misses ? `${governing} at ${besideLimit(measured, limit)}` : attained(one, verdict, limit);
   return `${lead}: ${one.id} ${metricName(verdict.metric)}, ${said}.`;
 }
 
@@ -119,7 +120,7 @@ export function isRecovering(one: ClassLive): boolean {
 
 /** Below its target and not broken: so few requests that others may still keep the promise. */
 function keptLine(one: ClassLive): string {
-  if (one.num_finished === 0) return 'nothing finished';
+  if (one.num_judged === 0) return 'nothing finished';
   return isUndecided(one) ? 'too few to judge' : 'both kept';
 }
 

@@ -94,7 +94,7 @@ function Content({ snapshot, points }: { snapshot: LiveSnapshot; points: readonl
 export function isFresh(snapshot: LiveSnapshot, points: readonly Point[]): boolean {
   const hasPast = points.some((point) => Object.values(point.tokens_per_s).some((value) => value > 0));
   const hasWork = snapshot.num_running + snapshot.num_waiting + snapshot.num_parked > 0;
-  return !hasPast && !hasWork && snapshot.verdict.kind === 'no_traffic' && snapshot.classes.every((one) => one.num_finished === 0);
+  return !hasPast && !hasWork && snapshot.verdict.kind === 'no_traffic' && snapshot.classes.every((one) => one.num_judged === 0);
 }
 
 const LOADING = { kind: 'loading' } as const;

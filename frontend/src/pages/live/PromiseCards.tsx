@@ -49,7 +49,7 @@ function PromiseCard({ one, points, state }: { one: ClassLive; points: readonly 
       sub={<span className="hide-m">rank {one.rank}</span>}
       figure={
         <span className={kept ? 'state' : 'state bad'}>
-          <Icon name={!kept ? 'bad' : one.num_finished === 0 || isUndecided(one) ? 'info' : 'ok'} />
+          <Icon name={!kept ? 'bad' : one.num_judged === 0 || isUndecided(one) ? 'info' : 'ok'} />
           {promiseLine(one, now, isOld(state))}
         </span>
       }
@@ -147,16 +147,25 @@ function Foot({ one }: { one: ClassLive }) {
 
 /** What the share is a share of: one late of three says less than ten of thirty. */
 function Counts({ one }: { one: ClassLive }) {
-  if (one.num_finished === 0) return null;
+  if (one.num_judged === 0) return null;
   return (
     <span className="counts nw">
       <span data-figure={`${one.id}.num_late`} data-value={one.num_late}>
         {count(one.num_late)}
       </span>{' '}
       late of{' '}
-      <span data-figure={`${one.id}.num_finished`} data-value={one.num_finished}>
-        {count(one.num_finished)}
+      <span data-figure={`${one.id}.num_judged`} data-value={one.num_judged}>
+        {count(one.num_judged)}
       </span>
+      {one.num_overdue === 0 ? null : (
+        <>
+          ,{' '}
+          <span data-figure={`${one.id}.num_overdue`} data-value={one.num_overdue}>
+            {count(one.num_overdue)}
+          </span>{' '}
+          still waiting
+        </>
+      )}
     </span>
   );
 }
