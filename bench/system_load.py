@@ -24,6 +24,7 @@ END = b"0\r\n\r\n"
 EVENT = b"data: "
 NUM_TAIL_BYTES = 400
 USAGE = re.compile(rb'"completion_tokens":(\d+)')
+REQUEST_ID = re.compile(rb"x-request-id: *([0-9a-f-]+)", re.IGNORECASE)
 LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 BROKEN = -1
 OPEN_AT_ONCE = 64
@@ -65,6 +66,7 @@ class Seen(msgspec.Struct, array_like=True):
     first_s: float | None = None
     end_s: float | None = None
     num_tokens: int = 0
+    request_id: str = ""
 
 
 def request_bytes(job: Job, planned: Planned) -> bytes:
@@ -136,6 +138,8 @@ class Connection(asyncio.Protocol):
             self._head = head
             return b""
         seen.status = int(head[9:12])
+        if request_id := REQUEST_ID.search(head):
+            seen.request_id = request_id[1].decode()
         length = LENGTH.search(head)
         self._num_left = int(length[1]) if length else 0
         return body

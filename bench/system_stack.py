@@ -7,6 +7,7 @@ gateway on a port of its own. Nothing is started again when it ends: the benchma
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import psycopg
 import redis
 
 from controlplane.embedded.children import ChildStarter
@@ -33,6 +35,10 @@ POOL = "default"
 WORKER = "worker-1"
 POLL_S = 0.5
 KEEP_ALIVE_S = "120"
+RECORDED_WITHIN_S = 20.0
+SELECT_PARTS = """
+    SELECT id::text, queue_s, formation_s, prefill_s, ttft_s FROM inference_inferencerequest WHERE state = 'succeeded'
+"""
 
 
 @dataclass(frozen=True)
@@ -42,6 +48,7 @@ class StackSettings:
     data_dir: Path
     model: Path
     num_gateways: int
+    num_celery: int
     worker_env: dict[str, str]
     ready_timeout_s: float = 300.0
 
@@ -54,7 +61,7 @@ class Stack:
         self.logs = settings.data_dir / "logs"
         self._starter = ChildStarter()
         self._services = EmbeddedServices(settings.data_dir, starter=self._starter)
-        self._programs = Programs(self._starter, ROOT, self.logs, child_env(), say)
+        self._programs = Programs(self._starter, ROOT, self.logs, our_env(), say)
         self.ports: list[int] = []
 
     def start(self, policy: Policy, prepare_model: Program | None) -> None:
@@ -94,9 +101,25 @@ class Stack:
 
     def worker_telemetry(self, since: float, until: float) -> list[WorkerTelemetry]:
         """The worker's messages between two instants of the wall clock, as far as the stream goes back."""
-        entries: Any = self._redis().xrange(keys.TELEMETRY.of(POOL))
+        entries: Any = self._redis().xrange(keys.TELEMETRY.of(POOL), min=round(1e3 * since))
         messages = (read_fields(fields) for _, fields in entries)
         return [one for one in messages if isinstance(one, WorkerTelemetry) and since <= one.at <= until]
+
+    def parts(self) -> dict[str, list[float | None]]:
+        """How long each part took, by request id, once Celery has recorded what ended (it is waited for a while)."""
+        with psycopg.connect(self._services.database_url, autocommit=True) as connection:
+            deadline = time.monotonic() + RECORDED_WITHIN_S
+            while self._num_open(connection) and time.monotonic() < deadline:
+                time.sleep(POLL_S)
+            if num_open := self._num_open(connection):
+                self._say(f"  {num_open} requests are not yet recorded by Celery")
+            rows = connection.execute(SELECT_PARTS).fetchall()
+        return {one[0]: list(one[1:]) for one in rows}
+
+    @staticmethod
+    def _num_open(connection: psycopg.Connection) -> int:
+        row = connection.execute("SELECT count(*) FROM inference_inferencerequest WHERE state = 'accepted'").fetchone()
+        return int(row[0]) if row else 0
 
     def check(self) -> None:
         """Raise EmbeddedServiceError if anything has ended by itself."""
@@ -137,15 +160,19 @@ class Stack:
         )
 
     def _start_control_plane(self) -> None:
+        """Celery first: it is up when the gateways are."""
+        _, celery, beat = control_plane(0, self._settings.data_dir)
+        for number in range(1, self._settings.num_celery + 1):
+            self._programs.start(Program(f"celery-{number}", (*celery.argv, "--hostname", f"celery{number}@%h")))
+        self._programs.start(beat)
         for number in range(1, self._settings.num_gateways + 1):
             port = usable_port(0)
-            web, *others = control_plane(port, self._settings.data_dir)
+            web = control_plane(port, self._settings.data_dir)[0]
             argv = (*web.argv, "--timeout-keep-alive", KEEP_ALIVE_S)
             self._programs.start(Program(f"web-{number}", argv, {"TIDEGATE_GATEWAY_ID": f"web-{number}"}))
             self.ports.append(port)
-            self._wait_answers(port)  # a port is taken before the next one is chosen
-        for program in others:
-            self._programs.start(program)
+        for port in self.ports:
+            self._wait_answers(port)
 
     def _wait_answers(self, port: int) -> None:
         for _ in self._polls(60.0, lambda: f"port {port}: {readiness(port)}"):
@@ -177,10 +204,16 @@ class Stack:
         return redis.Redis.from_url(self._services.redis_url, socket_timeout=10)
 
 
+def our_env() -> dict[str, str]:
+    """The demo's environment for children, and the packages that are on our own path."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")]))
+    return {**child_env(), "PYTHONPATH": path}
+
+
 def is_alive(pid: int) -> bool:
     """Whether a child runs; one that ended and was not waited for does not."""
     try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return False
 

@@ -1,0 +1,191 @@
+"""From a recording of the whole system to figures: what clients saw, where the time went, what was predicted."""
+
+from __future__ import annotations
+
+import multiprocessing
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, NamedTuple
+
+import msgspec
+
+from bench.system_clients import CLASSES, Run
+from bench.system_load import Seen
+from bench.system_sim import Fitted, fit, predict
+from scheduler_worker.core.policy import Policy
+from scheduler_worker.protocol.messages import WorkerInfo, WorkerTelemetry
+from scheduler_worker.sim.report import nearest_rank
+
+POINTS = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
+TTFT_GOALS_MS = {0.85: {"high": 80, "medium": 250, "low": 450}, 1.5: {"high": 100}}
+PARTS = ("queue_s", "formation_s", "prefill_s", "ttft_s")
+Say = Callable[[str], None]
+Add = Callable[[str, float, str], None]
+Table = dict[str, dict[str, float]]
+
+
+class Recording(msgspec.Struct):
+    """Everything measured, enough to do the rest again later.
+
+    `full`: the worker's messages while every slot was busy; `info`: what it published after the run `learning`;
+    `runs` by load; `parts`: the gateway's and the worker's own times (`PARTS`) by request id.
+    """
+
+    policy: bytes
+    num_in_flight: int
+    num_swap_blocks: int
+    info: WorkerInfo
+    full: list[WorkerTelemetry]
+    capacity: Run
+    learning: Run
+    runs: dict[float, Run]
+    parts: dict[str, list[float | None]]
+
+
+class Point(NamedTuple):
+    """One request as it is judged, measured or simulated. Seconds; None where refused."""
+
+    class_id: str
+    ttft_s: float | None
+    tpot_s: float | None
+
+
+def measured_points(run: Run) -> list[Point]:
+    classes = run.class_of()
+    return [Point(classes[one.index], *_times(one)) for one in run.judged()]
+
+
+def _times(one: Seen) -> tuple[float | None, float | None]:
+    if one.status != 200 or one.first_s is None or one.end_s is None:
+        return None, None
+    tpot_s = (one.end_s - one.first_s) / (one.num_tokens - 1) if one.num_tokens > 1 else None
+    return one.first_s - one.sent_s, tpot_s
+
+
+def predicted_points(run: Run, policy: Policy, fitted: Fitted, path_s: float) -> list[Point]:
+    """The simulator's answer for the judged requests; `path_s` is added to each first token."""
+    outcomes = predict(run.requests, run.seen, policy, fitted)
+    points = []
+    for one, outcome in zip(run.seen, outcomes, strict=True):
+        if run.warm_s <= one.sent_s < run.end_s:
+            ttft_s = None if outcome.refused or outcome.ttft_s is None else outcome.ttft_s + path_s
+            points.append(Point(outcome.request.class_id, ttft_s, None if ttft_s is None else outcome.tpot_s))
+    return points
+
+
+def path_residual_s(run: Run, policy: Policy, fitted: Fitted) -> float:
+    """What gateway, Postgres, Valkey and loopback add to a first token: the median over requests of what the
+    simulator does not explain."""
+    pairs = zip(measured_points(run), predicted_points(run, policy, fitted, 0.0), strict=True)
+    beyond = [a.ttft_s - b.ttft_s for a, b in pairs if a.ttft_s is not None and b.ttft_s is not None]
+    return statistics.median(beyond) if beyond else 0.0
+
+
+def figures(points: Sequence[Point], policy: Policy) -> Table:
+    """Per class: percentiles in ms, shares in %."""
+    found = {}
+    for class_id in CLASSES:
+        mine = [one for one in points if one.class_id == class_id]
+        if mine:
+            found[class_id] = _class_figures(mine, policy.find(class_id).slo.ttft_s)
+    return found
+
+
+def _class_figures(mine: Sequence[Point], objective_s: float) -> dict[str, float]:
+    values: dict[str, float] = {"requests": len(mine)}
+    for name, times in (("ttft", [one.ttft_s for one in mine]), ("tpot", [one.tpot_s for one in mine])):
+        values |= percentiles_ms(name, times)
+    met = sum(one.ttft_s is not None and one.ttft_s <= objective_s for one in mine)
+    values["refused"] = 100 * sum(one.ttft_s is None for one in mine) / len(mine)
+    values["ttft_attainment"] = 100 * met / len(mine)
+    return values
+
+
+def percentiles_ms(name: str, times: Sequence[float | None]) -> dict[str, float]:
+    """p50, p95, p99 of what is known, in ms."""
+    ordered = sorted(one for one in times if one is not None)
+    return {f"{name}_{point}": 1e3 * (nearest_rank(ordered, share) or 0.0) for point, share in POINTS if ordered}
+
+
+def unit_of(name: str) -> str:
+    return {"requests": "requests", "refused": "%", "ttft_attainment": "%"}.get(name, "ms")
+
+
+def rows_of(title: str, table: Table, add: Add, suffix: str = "") -> None:
+    """One row for each figure."""
+    for class_id, values in table.items():
+        for name, value in values.items():
+            add(f"{title}: {class_id} {name}{suffix}", value, unit_of(name))
+
+
+def show(tables: Sequence[Table], say: Say, goals: Mapping[str, float] | None = None) -> None:
+    """Tables side by side; with two, the second over the first."""
+    for class_id in CLASSES:
+        columns = [table.get(class_id, {}) for table in tables]
+        for name in columns[0]:
+            values = [column.get(name) for column in columns]
+            cells = "".join(f"{'–' if one is None else f'{one:,.1f}':>10}" for one in values)
+            ratio = f"{values[1] / values[0]:>8.2f}" if len(values) > 1 and values[0] and values[1] else ""
+            goal = (goals or {}).get(class_id) if name == "ttft_p99" else None
+            say(f"    {class_id:8}{name:18}{cells}{ratio}{f'   goal {goal}' if goal else ''}")
+
+
+def parts_of(recording: Recording, run: Run) -> dict[str, list[float | None]]:
+    """Where the first token's time went, of the judged requests: seconds by part."""
+    found: dict[str, list[float | None]] = {}
+    for one in run.judged():
+        known = recording.parts.get(one.request_id)
+        ttft_s = _times(one)[0]
+        if known is None or ttft_s is None or len(whole := [part for part in known if part is not None]) < len(PARTS):
+            continue
+        queue_s, formation_s, prefill_s, gateway_s = whole
+        for name, value in (
+            ("gateway, commit, queue until claimed", queue_s),
+            ("claimed until its first step", formation_s),
+            ("prefill", prefill_s),
+            ("worker to gateway's first byte", gateway_s - queue_s - formation_s - prefill_s),
+            ("client and connection", ttft_s - gateway_s),
+        ):
+            found.setdefault(name, []).append(value)
+    return found
+
+
+def compare(recording: Recording, say: Say, add: Add) -> None:
+    """Measured beside predicted, for all loads; the simulations run in processes of their own."""
+    policy = Policy.model_validate_json(recording.policy)
+    fitted = fit(recording.info, recording.full, recording.num_in_flight, recording.num_swap_blocks)
+    known = ", ".join(f"{name} {value:.3g}" for name, value in fitted.figures.items())
+    say(f"learned: {known}; {1e3 * fitted.gap_s:.2f} ms between steps when saturated")
+    add("time between steps when saturated", 1e3 * fitted.gap_s, "ms")
+    path_s = path_residual_s(recording.learning, policy, fitted)
+    add("first token's way beside the worker", 1e3 * path_s, "ms")
+    say(f"gateway, Postgres, Valkey and loopback add {1e3 * path_s:.1f} ms to a first token (median of `learning`)")
+    with ProcessPoolExecutor(len(recording.runs), mp_context=multiprocessing.get_context("spawn")) as pool:
+        futures = {
+            load: pool.submit(predicted_points, run, policy, fitted, path_s) for load, run in recording.runs.items()
+        }
+        for load, run in recording.runs.items():
+            _compare_one(recording, load, figures(futures[load].result(), policy), policy, say, add)
+            for name, values in parts_of(recording, run).items():
+                points = percentiles_ms("", values)
+                say(f"    {name:40}" + "  ".join(f"{point[1:]} {value:7.1f}" for point, value in points.items()))
+                for point, value in points.items():
+                    add(f"load {load}: first token, {name}, {point[1:]}", value, "ms")
+
+
+def _compare_one(
+    recording: Recording, load: float, predicted: Table, policy: Policy, say: Say, add: Add
+) -> None:
+    measured = figures(measured_points(recording.runs[load]), policy)
+    say(f"load {load} of the measured capacity: measured, predicted, predicted / measured; goals")
+    show([measured, predicted], say, TTFT_GOALS_MS.get(load))
+    rows_of(f"load {load}", measured, add)
+    rows_of(f"load {load}", predicted, add, ", simulated")
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The rows that the goals are about."""
+    wanted = ("capacity", "ttft_p99", "ttft_attainment", "refused")
+    chosen = [one for one in rows if any(word in one["bench"] for word in wanted)]
+    return [f"{one['bench']:48}{one['value']:>12,.1f} {one['unit']}" for one in chosen]

@@ -1,0 +1,91 @@
+"""The whole-system bench's own parts: its tokenizer, its arrivals, its client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+from bench.system_clients import LENGTHS, Workload
+from bench.system_load import Job, Load, Planned, Seen
+from bench.system_model import write_text_side
+from controlplane.gateway.tokenizer import load_text_model
+
+EVENT = b'data: {"choices":[{"text":" a"}],"usage":null}\n\n'
+USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}\n\n'
+PAUSE_S = 0.05
+
+
+def test_every_token_of_the_made_model_becomes_text_at_once(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": 64, "eos_token_id": 2}))
+    write_text_side(tmp_path, 2000)
+    vocabulary = load_text_model(str(tmp_path)).vocabulary
+
+    silent = [token_id for token_id in range(2000) if not vocabulary.detokenizer().push((token_id,))]
+
+    assert (vocabulary.size, silent) == (2000, [])
+
+
+def test_its_words_are_tokens_of_a_prompt_written_as_text(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": 64, "eos_token_id": 2}))
+    write_text_side(tmp_path, 2000)
+    model = load_text_model(str(tmp_path))
+
+    assert model.encode_prompt(model.decode([5, 700, 1999])) == [5, 700, 1999]
+
+
+def test_the_same_seed_gives_the_same_arrivals_and_another_gives_other_prompts() -> None:
+    workload = Workload(LENGTHS["usual"], num_gateways=3)
+    first, again, other = (workload.arrivals([(50.0, 4.0)], seed) for seed in (7, 7, 8))
+
+    assert (first == again, {one.index for one in first} & {one.index for one in other}) == (True, set())
+
+
+async def _answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Refuses a request for one token, streams two to any other."""
+    while head := await reader.readuntil(b"\r\n\r\n"):
+        length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+        body = json.loads(await reader.readexactly(length))
+        if body["max_tokens"] == 1:
+            writer.write(b"HTTP/1.1 429 Too Many Requests\r\ncontent-length: 2\r\n\r\n{}")
+            continue
+        writer.write(b"HTTP/1.1 200 OK\r\nx-request-id: 12ab-34\r\ntransfer-encoding: chunked\r\n\r\n")
+        for event in (EVENT, EVENT + USAGE + b"data: [DONE]\n\n"):
+            await asyncio.sleep(PAUSE_S)
+            writer.write(f"{len(event):x}\r\n".encode() + event + b"\r\n")
+        writer.write(b"0\r\n\r\n")
+
+
+async def _seen(*lengths: int) -> list[Seen]:
+    """What the client sees of requests that follow each other on one connection."""
+    server = await asyncio.start_server(_answer, "127.0.0.1", 0)
+    requests = [Planned(place, 0.15 * place, 0, "high", 3, length) for place, length in enumerate(lengths)]
+    job = Job([server.sockets[0].getsockname()[1]], {"high": "key"}, "m", 9, requests, num_connections=1, patience_s=5)
+    load = Load(job)
+    await load.open_connections()
+    await load.run(time.monotonic())
+    server.close()
+    return load.seen
+
+
+async def test_the_client_counts_tokens_by_the_usage_and_knows_the_request() -> None:
+    (one,) = await _seen(2)
+
+    assert (one.status, one.num_tokens, one.request_id) == (200, 2, "12ab-34")
+
+
+async def test_the_first_token_is_timed_at_the_first_event_and_the_end_at_the_last() -> None:
+    (one,) = await _seen(2)
+    first_s, end_s = one.first_s or 0.0, one.end_s or 0.0
+
+    assert min(first_s - one.sent_s, end_s - first_s) >= 0.9 * PAUSE_S
+
+
+@pytest.mark.parametrize("lengths", [(1, 2), (2, 1, 2)])
+async def test_a_refusal_leaves_its_connection_to_the_next_request(lengths: tuple[int, ...]) -> None:
+    seen = await _seen(*lengths)
+
+    assert [one.status for one in seen] == [429 if length == 1 else 200 for length in lengths]
