@@ -16,7 +16,7 @@ from rest_framework.views import APIView
 
 from controlplane.telemetry import folder, selectors
 from controlplane.telemetry.buckets import POINT_S
-from controlplane.telemetry.schema import Point
+from controlplane.telemetry.schema import ClassLive, Point
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +73,53 @@ class PointSerializer(serializers.Serializer):
 class HistorySerializer(serializers.Serializer):
     point_s = serializers.FloatField(help_text="The length of each interval, in seconds.")
     points = PointSerializer(many=True)
+
+
+class TenantWaitingSerializer(serializers.Serializer):
+    tenant = serializers.CharField()
+    num = serializers.IntegerField(help_text="Requests that wait.")
+    num_running = serializers.IntegerField()
+    oldest_s = serializers.FloatField(help_text="How long the oldest has waited.")
+    num_ahead = serializers.IntegerField(allow_null=True, help_text="Requests that go before its oldest.")
+    predicted_start_s = serializers.FloatField(allow_null=True, help_text="From now; an estimate.")
+    share_got = serializers.FloatField(allow_null=True, help_text="Of the class's tokens in the last minute.")
+    share_due = serializers.FloatField(allow_null=True, help_text="By weight, of the tenants that wait or run.")
+    reason = serializers.CharField(allow_blank=True, help_text="A code; empty where nothing waits.")
+    why = serializers.ListField(child=serializers.CharField(), help_text="Why the oldest waits, in sentences.")
+
+
+class ClassWaitingSerializer(serializers.Serializer):
+    class_id = serializers.CharField()
+    num = serializers.IntegerField()
+    num_late = serializers.IntegerField(help_text="Past their TTFT objective.")
+    oldest_s = serializers.FloatField()
+    tenants = TenantWaitingSerializer(many=True, help_text="Who waits longest, then who was served most; a few.")
+    num_more = serializers.IntegerField(help_text="Requests of tenants that are not listed.")
+    num_more_tenants = serializers.IntegerField()
+
+
+class WaitingSerializer(serializers.Serializer):
+    at = serializers.FloatField(help_text="Seconds since the epoch.")
+    workers_at = serializers.FloatField(allow_null=True, help_text="When a worker last said so.")
+    classes = ClassWaitingSerializer(many=True)
+
+
+class WaitingView(APIView):
+    @extend_schema(operation_id="telemetry_waiting", responses=WaitingSerializer)
+    def get(self, request: Request) -> Response:
+        """Who waits now, by class and tenant, and why. No classes while this process has not read the telemetry."""
+        running = folder.current()
+        if running is None or not running.restored:
+            return Response({"at": time.time(), "workers_at": None, "classes": []})
+        snapshot = running.fold.snapshot(running.now(), number=0)
+        classes = [_class_waiting(one) for one in snapshot.classes]
+        return Response({"at": snapshot.at, "workers_at": snapshot.workers_at, "classes": classes})
+
+
+def _class_waiting(one: ClassLive) -> dict[str, Any]:
+    known: dict[str, Any] = msgspec.to_builtins(one.waiting)
+    del known["waits_s"]
+    return {"class_id": one.id, **known}
 
 
 class HistoryView(APIView):

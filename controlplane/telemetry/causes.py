@@ -158,7 +158,7 @@ def slots_busy(at: float, load: ClassLoad, busy: BusySlots) -> EventRecord:
         class_id=load.class_id,
         numbers={
             "num_slots": busy.num,
-            "holders": _holders(busy.running),
+            "holders": holders(busy.running),
             "num_waiting": load.num_waiting,
             "oldest_wait_s": load.oldest_wait_s,
         },
@@ -181,7 +181,7 @@ def steps_slow(at: float, class_id: str, tpot_s: float, slowest: WorkerLive) -> 
     )
 
 
-def _holders(running: Mapping[str, int]) -> str:
+def holders(running: Mapping[str, int]) -> str:
     """`7 with low, 6 with medium and 3 with high`"""
     ordered = sorted(running.items(), key=lambda pair: (-pair[1], pair[0]))
     *others, last = [f"{num:,} with {class_id}" for class_id, num in ordered] or [""]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from controlplane.telemetry.promise import WINDOW_S
-from controlplane.telemetry.schema import Cell, DeviceLive, WaitingView, WorkerLive
+from controlplane.telemetry.schema import Cell, DeviceLive, WorkerLive
 from controlplane.telemetry.windows import SlidingSum, weighted_median
 from scheduler_worker.protocol.keys import WORKER_LEASE_S
 from scheduler_worker.protocol.messages import ClassLoad, Device, RunningRow, WorkerInfo, WorkerTelemetry
@@ -146,8 +146,7 @@ class Fleet:
 
     def busy_slots(self, now: float) -> BusySlots | None:
         """What fills the workers that take work, if each of them is full."""
-        views = [view for view in self.present(now) if self.state(view, now) == "live"]
-        lasts = [view.last for view in views]
+        lasts = self.taking_work(now)
         if not lasts or any(last.num_running < _num_usable(last) for last in lasts):
             return None
         rows = (row for last in lasts for row in last.rows if row.state != "parked")
@@ -156,6 +155,10 @@ class Fleet:
             limited=any(last.batch_limit < last.num_slots for last in lasts),
             running=Counter(row.class_id for row in rows),
         )
+
+    def taking_work(self, now: float) -> list[WorkerTelemetry]:
+        """The last words of the workers that take requests."""
+        return [view.last for view in self.present(now) if self.state(view, now) == "live"]
 
     def slowest(self, now: float) -> WorkerLive | None:
         """The live worker whose median step of the last 10 s is the longest; None without steps."""
@@ -233,14 +236,6 @@ def _median_s(messages: Iterable[WorkerTelemetry], name: str) -> float | None:
     """The median of a step figure over messages, by their steps. Percentiles cannot be merged exactly."""
     times = ((getattr(message, name), message.num_steps) for message in messages)
     return weighted_median((time, num) for time, num in times if time is not None)
-
-
-def waiting_view(load: ClassLoad | None) -> WaitingView:
-    if load is None:
-        return WaitingView(num=0, oldest_s=0.0, num_late=0)
-    return WaitingView(
-        num=load.num_waiting, oldest_s=load.oldest_wait_s, num_late=load.num_late, waits_s=load.waits_s
-    )
 
 
 def _says(device: Device) -> bool:

@@ -8,6 +8,7 @@ can lead at once.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -21,9 +22,9 @@ from controlplane.telemetry.buckets import (
     Rollup,
     start_of,
 )
-from controlplane.telemetry.causes import BrokenHalf, Causes, slots_busy, steps_slow
+from controlplane.telemetry.causes import BrokenHalf, Causes, holders, slots_busy, steps_slow
 from controlplane.telemetry.decisions import EventLog, Render
-from controlplane.telemetry.fleet import Fleet, waiting_view
+from controlplane.telemetry.fleet import Fleet
 from controlplane.telemetry.promise import (
     METRICS,
     WINDOW_S,
@@ -43,6 +44,7 @@ from controlplane.telemetry.promise import (
 from controlplane.telemetry.schema import ClassLive, LiveSnapshot, Point, Verdict, WorkerLive
 from controlplane.telemetry.sketch import values
 from controlplane.telemetry.totals import Totals
+from controlplane.telemetry.waiting import Doors, waiting_view
 from controlplane.telemetry.windows import SlidingSum
 from scheduler_worker.core.policy import ClassPolicy, Policy
 from scheduler_worker.protocol.keys import GATEWAY_LEASE_S
@@ -56,6 +58,7 @@ from scheduler_worker.protocol.messages import (
 )
 
 REQUEST_RATE_S: Final = 60.0
+START_RATE_S: Final = 30.0
 LONG_WAIT: Final = 0.5
 """A wait of this share of the TTFT objective is long enough to explain why the first token came late."""
 HISTORY_S: Final = 3600.0
@@ -92,6 +95,7 @@ class TelemetryFold:
         self._restored_to = -math.inf
         self._finished = SlidingSum(REQUEST_RATE_S)
         self._met = SlidingSum(REQUEST_RATE_S)
+        self._started = SlidingSum(START_RATE_S)
         self._refused: dict[str, SlidingSum] = {}
         self._heard_since: float | None = None
         self._budget: Mapping[Judged, Ended] = {}
@@ -173,6 +177,7 @@ class TelemetryFold:
         if message.at >= self._restored_to:
             self._bucket(message.at).add_worker(message, self._resolve)
         self._log.take(message.worker, message.events)
+        self._started.add(message.at, sum(event.kind == "scheduled" for event in message.events))
         self.totals.take_worker(message)
 
     def _take_gateway(self, message: GatewayTelemetry) -> None:
@@ -339,6 +344,19 @@ class TelemetryFold:
         context = _Context(self, now)
         return tuple(context.live(one) for one in sorted(self.policy.classes, key=lambda one: one.rank))
 
+    def _doors(self, now: float) -> Doors:
+        """What decides who starts: the workers that take requests, or those that are left."""
+        taking = self.fleet.taking_work(now)
+        lasts = taking or [view.last for view in self.fleet.present(now)]
+        running = Counter(row.class_id for last in lasts for row in last.rows if row.state != "parked")
+        return Doors(
+            loads=[{load.class_id: load for load in last.classes} for last in lasts],
+            takes_work=bool(taking),
+            holders=holders(running) if running else "",
+            starts_per_s=self._started.rate(now, self._heard_since) or None,
+            step_s=self.fleet.step_s("p50"),
+        )
+
     def _judged_in_budget(self, one: ClassPolicy, now: float) -> Ended | None:
         """Requests of the last 30 days that today's objectives judged: what is stored, the intervals since, and what
         is open and has missed them already."""
@@ -424,6 +442,7 @@ class _Context:
         assert fold.policy is not None
         self.fold, self.now, self.policy = fold, now, fold.policy
         self.mirror = fold.fleet.mirror(now)
+        self.doors = fold._doors(now)
         self.service = fold.fleet.service(now)
         self.tokens = fold.fleet.tokens_per_s(now)
         self.weights = sum(one.weight for one in fold.policy.classes)
@@ -459,7 +478,7 @@ class _Context:
             burn_rate=burn_rate(counts.num, counts.num_late, target),
             share_due=one.weight / self.weights,
             share_got=self.service.get(one.id, 0.0) / served if served else None,
-            waiting=waiting_view(self.mirror.get(one.id)),
+            waiting=waiting_view(self.mirror.get(one.id), self.doors),
             tokens_per_s=self.tokens.get(one.id, 0.0),
             num_refused=int(fold._refused[one.id].total(self.now)) if one.id in fold._refused else 0,
             preemptible=one.preemption.preemptible,

@@ -45,13 +45,40 @@ class PromiseState(Struct, frozen=True, kw_only=True):
     attainment: float | None = None
 
 
+class TenantWaiting(Struct, frozen=True, kw_only=True):
+    """A tenant in the queue of a class, and why its oldest request waits: `why` in sentences, what it lacks first.
+
+    `predicted_start_s` from now, an estimate: requests that go before it, at the pace of the last 30 s; None where
+    that is not known. `share_got` is of the class's tokens in the last minute, `share_due` by weight among the
+    tenants that wait or run. A tenant without a waiting request is there for its share; its `reason` is empty.
+    """
+
+    tenant: str
+    num: int
+    num_running: int
+    oldest_s: float
+    num_ahead: int | None
+    predicted_start_s: float | None
+    share_got: float | None
+    share_due: float | None
+    reason: str = ""
+    why: tuple[str, ...] = ()
+
+
 class WaitingView(Struct, frozen=True, kw_only=True):
-    """The queue of a class. `waits_s`: longest first, at most 64, to be drawn between 0 and the bound."""
+    """The queue of a class. `waits_s`: longest first, at most 64, to be drawn between 0 and the bound.
+
+    `tenants` holds those whose requests wait longest, then those that had most of the class's tokens of late; a few.
+    `num_more` requests of `num_more_tenants` others wait too.
+    """
 
     num: int
     oldest_s: float
     num_late: int
     waits_s: tuple[float, ...] = ()
+    tenants: tuple[TenantWaiting, ...] = ()
+    num_more: int = 0
+    num_more_tenants: int = 0
 
 
 class ClassLive(Struct, frozen=True, kw_only=True):

@@ -198,6 +198,19 @@ class Reason(StrEnum):
     WORKER_SLOWED = "worker_slowed"
 
 
+class WaitReason(StrEnum):
+    """Why a request that waits does not start now, the mildest first. `protocol.reasons` words them."""
+
+    CLAIMED = "claimed"
+    NOT_CLAIMED = "not_claimed"
+    OTHERS_FIRST = "others_first"
+    STEP_FULL = "step_full"
+    NO_BLOCKS = "no_blocks"
+    BATCH_LIMIT = "batch_limit"
+    ALL_SLOTS = "all_slots"
+    DRAINING = "draining"
+
+
 @dataclass(frozen=True, slots=True)
 class Event:
     """One decision: its time, what happened to whom, why, and the numbers that decided it.
@@ -278,9 +291,34 @@ class SequenceView:
 
 
 @dataclass(frozen=True, slots=True)
+class TenantView:
+    """One tenant's waiting requests of a class, and why the oldest does not start now on this worker.
+
+    `num_ahead` requests of any class go before it; None beyond the part of the line that was looked at.
+    """
+
+    tenant: str
+    num_waiting: int
+    num_running: int
+    oldest_wait_s: float
+    num_ahead: int | None
+    reason: WaitReason
+    numbers: Mapping[str, float | int | str]
+
+
+class TenantService(NamedTuple):
+    """What this worker has served a tenant in a class since it started (cost tokens), and whether it is active."""
+
+    service_tokens: float
+    weight: float
+    is_active: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ClassView:
     """One class as this worker's mirror of the queue sees it. `waits_s` is sorted, longest first, at most 64.
 
+    `tenants` are those that wait longest, of `num_tenants` that wait; `services` has all that were served.
     `service_tokens` is the cost-weighted service of this worker since it started, before weighting.
     """
 
@@ -292,6 +330,9 @@ class ClassView:
     num_late: int
     waits_s: tuple[float, ...]
     service_tokens: float
+    tenants: tuple[TenantView, ...] = ()
+    num_tenants: int = 0
+    services: Mapping[str, TenantService] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

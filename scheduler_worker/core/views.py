@@ -1,4 +1,4 @@
-"""What telemetry shows of the state: O(batch + classes) to make."""
+"""What telemetry shows of the state: O(batch + classes + tenants) to make."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from heapq import nlargest
 from itertools import islice
 from typing import Final
 
-from scheduler_worker.core.plan import ClassView, SequenceView, Snapshot
+from scheduler_worker.core.plan import ClassView, SequenceView, Snapshot, TenantService
 from scheduler_worker.core.sequence import Sequence, SequenceState
 from scheduler_worker.core.state import State
+from scheduler_worker.core.waiting import WaitingTenants
 
 MAX_WAITS: Final = 64
 
@@ -16,6 +17,7 @@ MAX_WAITS: Final = 64
 def snapshot(state: State, now: float) -> Snapshot:
     """The state at `now`."""
     present = _present(state)
+    tenants = WaitingTenants(state, present, now)
     return Snapshot(
         at=now,
         step=state.step,
@@ -27,7 +29,7 @@ def snapshot(state: State, now: float) -> Snapshot:
         num_blocks=state.pool.num_blocks,
         num_used_blocks=state.pool.num_used,
         num_cached_blocks=state.pool.num_cached,
-        classes=tuple(_class_view(state, one.id, present, now) for one in state.policy.classes),
+        classes=tuple(_class_view(state, one.id, present, tenants, now) for one in state.policy.classes),
         sequences=tuple(_sequence_view(state, one, now) for one in present),
     )
 
@@ -38,7 +40,9 @@ def _present(state: State) -> list[Sequence]:
     return [one for part in parts for one in part.values()]
 
 
-def _class_view(state: State, class_id: str, present: list[Sequence], now: float) -> ClassView:
+def _class_view(
+    state: State, class_id: str, present: list[Sequence], tenants: WaitingTenants, now: float
+) -> ClassView:
     mine = [one for one in present if one.class_id == class_id]
     claimed = [one for one in mine if one.state is SequenceState.CLAIMED]
     waits = _longest_waits(state, class_id, claimed, now)
@@ -55,7 +59,18 @@ def _class_view(state: State, class_id: str, present: list[Sequence], now: float
         num_late=num_late,
         waits_s=waits,
         service_tokens=state.ledger.service(class_id),
+        tenants=tenants.of_class(class_id),
+        num_tenants=tenants.num_of_class(class_id),
+        services=_services(state, class_id),
     )
+
+
+def _services(state: State, class_id: str) -> dict[str, TenantService]:
+    ledger = state.ledger
+    return {
+        tenant: TenantService(account.service(ledger.step), account.weight, account.num_active > 0)
+        for tenant, account in ledger.classes[class_id].tenants.items()
+    }
 
 
 def _longest_waits(state: State, class_id: str, claimed: list[Sequence], now: float) -> tuple[float, ...]:

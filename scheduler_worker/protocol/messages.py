@@ -205,8 +205,30 @@ class RunningRow(Struct, frozen=True, kw_only=True):
     by_memory: bool = False
 
 
+class TenantLoad(Struct, frozen=True, kw_only=True):
+    """One tenant in a class as one worker sees it: what waits, why the oldest does, what it was served of late.
+
+    `reason` is the core's code, rendered by `reasons.waiting`; empty where nothing waits. `recent_tokens` are cost
+    tokens of the last minute on this worker; `share_due` is its weight among the tenants that wait or run.
+    """
+
+    tenant: str
+    num_waiting: int = 0
+    num_running: int = 0
+    oldest_wait_s: float = 0.0
+    num_ahead: int | None = None
+    reason: str = ""
+    numbers: dict[str, float | int | str] = field(default_factory=dict)
+    recent_tokens: float = 0.0
+    share_due: float | None = None
+
+
 class ClassLoad(Struct, frozen=True, kw_only=True):
-    """A class as one worker's mirror sees it; `waits_s` longest first, at most 64."""
+    """A class as one worker's mirror sees it; `waits_s` longest first, at most 64.
+
+    `tenants`: those that wait longest, then those that were served most of late; a few. `num_tenants` wait in all.
+    `recent_tokens` are cost tokens of the last minute, of all tenants.
+    """
 
     class_id: str
     num_waiting: int
@@ -216,6 +238,9 @@ class ClassLoad(Struct, frozen=True, kw_only=True):
     num_late: int = 0
     waits_s: tuple[float, ...] = ()
     service_tokens: float = 0.0
+    tenants: tuple[TenantLoad, ...] = ()
+    num_tenants: int = 0
+    recent_tokens: float = 0.0
 
 
 class Device(Struct, frozen=True, kw_only=True):

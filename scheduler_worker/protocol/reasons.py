@@ -6,7 +6,8 @@ this build does not know are shown as they are.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Final
 
 from scheduler_worker.protocol.messages import EventRecord
@@ -391,3 +392,140 @@ SENTENCES: Final[dict[tuple[str, str], Sentence]] = {
 
 KINDS: Final[dict[str, Sentence]] = {"first_token": _first_token, "worker_failed": _worker_failed}
 """Kinds that need no reason to be told."""
+
+
+# --- why a request waits
+
+NO_WORKER: Final = "no_worker"
+WAIT_REASONS: Final = (
+    "claimed",
+    "not_claimed",
+    "others_first",
+    "step_full",
+    "no_blocks",
+    "batch_limit",
+    "all_slots",
+    "draining",
+    NO_WORKER,
+)
+"""The core's codes for why the oldest request of a tenant does not start now, the mildest first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """A tenant's oldest waiting request of a class. Shares are of the class's tokens in the last minute, 0 to 1."""
+
+    class_id: str
+    tenant: str
+    reason: str
+    num_ahead: int | None
+    numbers: Mapping[str, float | int | str]
+    share_got: float | None = None
+    share_due: float | None = None
+
+
+def waiting(wait: Wait) -> tuple[str, ...]:
+    """Why it waits, in sentences: what it lacks, then who goes first and why."""
+    event = EventRecord(
+        at=0.0, kind="waiting", reason=wait.reason, class_id=wait.class_id, numbers=dict(wait.numbers)
+    )
+    room = ROOM.get(wait.reason, _unknown)(event)
+    if wait.reason in ("claimed", "draining", NO_WORKER):
+        return (room,)
+    said = (_class_first(event), _tenant_first(wait, event))
+    turn = tuple(one for one in said if one) or ((_place(wait),) if _place(wait) else ())
+    return (room, *turn)
+
+
+def _unknown(event: EventRecord) -> str:
+    return f"{event.reason.replace('_', ' ').capitalize()}."
+
+
+def _busy(whose: str) -> Sentence:
+    def sentence(event: EventRecord) -> str:
+        num = _number(event, "num_running")
+        holders = f", {_text(event, 'holders')}" if _text(event, "holders") else ""
+        if num == 1:
+            return f"The one slot{whose} is busy{holders}."
+        return f"All{'' if num is None else f' {num:,.0f}'} slots{whose} are busy{holders}."
+
+    return sentence
+
+
+def _free_slots(event: EventRecord) -> str:
+    return _count(event, "num_free_slots", "slot is free", "slots are free", "slots are free")
+
+
+def _not_claimed(event: EventRecord) -> str:
+    return f"Not claimed yet: {_free_slots(event)}, and a worker claims it before one of its next steps."
+
+
+def _others_first(event: EventRecord) -> str:
+    return f"{_free_slots(event).capitalize()}, but not for it: others go first."
+
+
+def _step_full(event: EventRecord) -> str:
+    budget = _count(event, "num_step_tokens", "token", "tokens", "")
+    each = f" of {budget} each" if budget else ""
+    return f"{_free_slots(event).capitalize()}, but prompts that go first fill the next two steps{each}."
+
+
+def _no_blocks(event: EventRecord) -> str:
+    missing = _count(event, "num_blocks", "block", "blocks", "blocks")
+    return f"It lacks {missing} of KV cache, though {_free_slots(event)}."
+
+
+ROOM: Final[dict[str, Sentence]] = {
+    "claimed": lambda _: "A worker has claimed it: it starts with one of the next steps.",
+    "not_claimed": _not_claimed,
+    "others_first": _others_first,
+    "step_full": _step_full,
+    "no_blocks": _no_blocks,
+    "batch_limit": _busy(" of the batch limit"),
+    "all_slots": _busy(""),
+    "draining": lambda _: "Every worker is draining: none takes another request.",
+    NO_WORKER: lambda _: "No worker takes requests now.",
+}
+
+
+def _turn_of(event: EventRecord, name: str) -> str:
+    """Why those go first that do not go by what they were served."""
+    urgent = "its TTFT objective is near and can still be met"
+    return {"rescue": urgent, "starving": "it has waited almost to its bound"}.get(_text(event, name), "")
+
+
+def _class_first(event: EventRecord) -> str:
+    first = _text(event, "first_class")
+    if not first:
+        return ""
+    num = _count(event, "num_first_class", "request", "requests", "requests")
+    verb = "goes" if _number(event, "num_first_class") == 1 else "go"
+    if why := _turn_of(event, "class_turn"):
+        return f"{num[:1].upper()}{num[1:]} of {first} {verb} first: {why}."
+    return f"{num} of {first} {verb} first: by weight, {first} has had less service than {event.class_id}."
+
+
+def _tenant_first(wait: Wait, event: EventRecord) -> str:
+    first = _text(event, "first_tenant")
+    if not first:
+        return ""
+    if why := _turn_of(event, "tenant_turn"):
+        return f"{first} goes first: {why}."
+    lead = _count(event, "lead_tokens", "token", "tokens", "")
+    if not lead:
+        return f"{first} goes first: both have had as much of {wait.class_id}, and its turn is before."
+    got, due = wait.share_got, wait.share_due
+    if got is not None and due is not None and got > due:
+        shares = f"{got * 100:.0f} % of the class's tokens in the last minute against {due * 100:.0f} %"
+        return f"{first} and {wait.tenant} share {wait.class_id}; {wait.tenant} used {shares}, so {first} goes first."
+    return f"{first} goes first: by weight, {wait.tenant} has had {lead} more of {wait.class_id}."
+
+
+def _place(wait: Wait) -> str:
+    """Where it stands when none of another class or tenant is known to go first."""
+    if wait.num_ahead is None:
+        return "Many requests go first."
+    if wait.num_ahead == 0:
+        return "It is next in line." if wait.reason != "not_claimed" else ""
+    mine = "request goes" if wait.num_ahead == 1 else "requests go"
+    return f"{wait.num_ahead:,} of {wait.tenant}'s own {mine} first."

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -13,7 +14,7 @@ from typing import Any, Final
 
 import redis
 
-from scheduler_worker.core.plan import ClassView, Event, SequenceView, Snapshot
+from scheduler_worker.core.plan import ClassView, Event, SequenceView, Snapshot, TenantView, WaitReason
 from scheduler_worker.core.sequence import SequenceState
 from scheduler_worker.executor import Executor
 from scheduler_worker.protocol import keys, scripts
@@ -21,6 +22,7 @@ from scheduler_worker.protocol.messages import (
     ClassLoad,
     EventRecord,
     RunningRow,
+    TenantLoad,
     WorkerInfo,
     WorkerTelemetry,
     encode,
@@ -30,13 +32,14 @@ from scheduler_worker.worker import transport
 from scheduler_worker.worker.clock import RedisClock
 from scheduler_worker.worker.device import DeviceMeter
 from scheduler_worker.worker.inbox import DrainingChanged, HelperThread, Inbox
-from scheduler_worker.worker.stats import LoopStats
+from scheduler_worker.worker.stats import LoopStats, RecentService
 
 logger = logging.getLogger(__name__)
 
 CHORES_EVERY_S: Final = 1.0
 INFO_TTL_S: Final = 10
 MAX_EVENTS: Final = 500
+MAX_SERVED_TENANTS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,7 @@ class Reporter(HelperThread):
         self._next_chores = 0.0
         self._last_sent: WorkerTelemetry | None = None
         self._last_words: EventRecord | None = None
+        self._recent: defaultdict[str, RecentService] = defaultdict(RecentService)
 
     def submit(self, stats: LoopStats) -> None:
         """Report these; called by the loop."""
@@ -193,9 +197,15 @@ class Reporter(HelperThread):
             step_p99_s=percentile(stats.durations_s, 99),
             overhead_p50_s=percentile(stats.overheads_s, 50),
             rows=tuple(running_row(one) for one in snapshot.sequences if one.state in ON_DEVICE),
-            classes=tuple(class_load(one) for one in snapshot.classes),
+            classes=tuple(self._class_load(one, stats.draining, snapshot.at) for one in snapshot.classes),
             events=tuple(event_record(one) for one in stats.events[-MAX_EVENTS:]),
         )
+
+
+    def _class_load(self, one: ClassView, draining: bool, at: float) -> ClassLoad:
+        recent = self._recent[one.class_id]
+        recent.read(one.services, at)
+        return class_load(one, recent, draining)
 
 
 ON_DEVICE: Final = frozenset({SequenceState.RUNNING, SequenceState.PARKED})
@@ -227,7 +237,7 @@ def running_row(one: SequenceView) -> RunningRow:
     )
 
 
-def class_load(one: ClassView) -> ClassLoad:
+def class_load(one: ClassView, recent: RecentService, draining: bool) -> ClassLoad:
     """A class on the wire."""
     return ClassLoad(
         class_id=one.class_id,
@@ -238,6 +248,38 @@ def class_load(one: ClassView) -> ClassLoad:
         num_late=one.num_late,
         waits_s=one.waits_s,
         service_tokens=one.service_tokens,
+        tenants=tuple(_tenant_loads(one, recent, draining)),
+        num_tenants=one.num_tenants,
+        recent_tokens=sum(recent.tokens.values()),
+    )
+
+
+def _tenant_loads(one: ClassView, recent: RecentService, draining: bool) -> Iterator[TenantLoad]:
+    """The tenants that wait longest, and those that were served most of late."""
+    waiting = {view.tenant: view for view in one.tenants}
+    served = [tenant for tenant, num in recent.tokens.most_common(MAX_SERVED_TENANTS) if num >= 1]
+    weights = sum(known.weight for known in one.services.values() if known.is_active)
+    for tenant in (*waiting, *(name for name in served if name not in waiting)):
+        known = one.services.get(tenant)
+        due = known.weight / weights if known is not None and known.is_active else None
+        yield _tenant_load(tenant, waiting.get(tenant), recent.tokens[tenant], due, draining)
+
+
+def _tenant_load(
+    tenant: str, view: TenantView | None, recent_tokens: float, due: float | None, draining: bool
+) -> TenantLoad:
+    if view is None:
+        return TenantLoad(tenant=tenant, recent_tokens=recent_tokens, share_due=due)
+    return TenantLoad(
+        tenant=tenant,
+        num_waiting=view.num_waiting,
+        num_running=view.num_running,
+        oldest_wait_s=view.oldest_wait_s,
+        num_ahead=view.num_ahead,
+        reason=WaitReason.DRAINING if draining else view.reason,
+        numbers=dict(view.numbers),
+        recent_tokens=recent_tokens,
+        share_due=due,
     )
 
 

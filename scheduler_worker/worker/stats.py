@@ -3,10 +3,43 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict, deque
+from collections.abc import Mapping
+from typing import Final
 
-from scheduler_worker.core.plan import Event, Snapshot, StepPlan
+from scheduler_worker.core.plan import Event, Snapshot, StepPlan, TenantService
 from scheduler_worker.executor import StepOutput
+
+RECENT_S: Final = 60.0
+
+
+class RecentService:
+    """What each tenant of one class was served in the last minute, from counters that only count up."""
+
+    def __init__(self) -> None:
+        self.tokens: Counter[str] = Counter()
+        self._last: dict[str, float] = {}
+        self._rises: deque[tuple[float, dict[str, float]]] = deque()
+
+    def read(self, services: Mapping[str, TenantService], at: float) -> None:
+        """Take the counters at `at`. An account that was forgotten while idle starts over at zero."""
+        rises: dict[str, float] = {}
+        for tenant, one in services.items():
+            before = self._last.get(tenant, 0.0)
+            rise = one.service_tokens - before if one.service_tokens >= before else one.service_tokens
+            if rise > 0.0:
+                rises[tenant] = rise
+        self._last = {tenant: one.service_tokens for tenant, one in services.items()}
+        if rises:
+            self._rises.append((at, rises))
+            self.tokens.update(rises)  # type: ignore[arg-type]
+        self._forget(at - RECENT_S)
+
+    def _forget(self, until: float) -> None:
+        while self._rises and self._rises[0][0] <= until:
+            self.tokens.subtract(self._rises.popleft()[1])  # type: ignore[arg-type]
+        if not self._rises:
+            self.tokens.clear()  # what rounding left behind must not outlive the rises
 
 
 class LoopStats:

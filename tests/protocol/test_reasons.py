@@ -6,9 +6,18 @@ import re
 
 import pytest
 
-from scheduler_worker.core.plan import Reason
+from scheduler_worker.core.plan import Reason, WaitReason
 from scheduler_worker.protocol.messages import EventRecord
-from scheduler_worker.protocol.reasons import SENTENCES, duration, render
+from scheduler_worker.protocol.reasons import (
+    NO_WORKER,
+    ROOM,
+    SENTENCES,
+    WAIT_REASONS,
+    Wait,
+    duration,
+    render,
+    waiting,
+)
 
 
 def event(kind: str, reason: str, class_id: str = "low", **numbers: float | int | str) -> EventRecord:
@@ -131,3 +140,63 @@ def test_a_refused_preemption_says_whose_rule_forbade_it() -> None:
         "Nobody yielded to 51d0 (high): its TTFT objective was 12 ms away, "
         "8 running sequences may not be preempted under this policy."
     )
+
+
+# Why a request waits
+
+
+def why(
+    reason: str, num_ahead: int | None = 0, got: float | None = None, due: float | None = None, **numbers: float | str
+) -> str:
+    return " ".join(waiting(Wait("medium", "team-b", reason, num_ahead, numbers, got, due)))
+
+
+def test_every_reason_to_wait_has_a_sentence_in_the_cores_order() -> None:
+    assert (*(reason.value for reason in WaitReason), NO_WORKER) == WAIT_REASONS
+    assert set(ROOM) == set(WAIT_REASONS)
+
+
+@pytest.mark.parametrize("reason", [*WAIT_REASONS, "moon_phase"])
+@pytest.mark.parametrize("num_ahead", [None, 0, 3])
+def test_every_sentence_of_a_wait_is_whole_without_any_number(reason: str, num_ahead: int | None) -> None:
+    for text in waiting(Wait("medium", "team-b", reason, num_ahead, {})):
+        assert text[0].isupper() or text[0].isdigit()
+        assert text.endswith(".")
+        assert not re.search(r"[{}]|None|  | [,.:]|[:,]\.", text)
+
+
+def test_a_tenant_that_had_more_than_its_share_waits_for_the_other() -> None:
+    text = why(
+        "all_slots", 2, 0.61, 0.5, num_running=8, holders="5 with high and 3 with medium",
+        first_tenant="team-a", num_first_tenant=2, tenant_turn="turn", lead_tokens=812.4,
+    )  # fmt: skip
+    assert text == (
+        "All 8 slots are busy, 5 with high and 3 with medium. team-a and team-b share medium; team-b used 61 % of "
+        "the class's tokens in the last minute against 50 %, so team-a goes first."
+    )
+
+
+def test_a_share_that_does_not_say_so_is_not_blamed() -> None:
+    text = why("all_slots", 1, 0.4, 0.5, num_running=1, first_tenant="team-a", tenant_turn="turn", lead_tokens=812.4)
+    assert text == "The one slot is busy. team-a goes first: by weight, team-b has had 812 tokens more of medium."
+
+
+def test_a_rescue_goes_first_for_its_objective() -> None:
+    text = why("batch_limit", 3, num_running=6, first_class="high", num_first_class=3, class_turn="rescue")
+    assert text == (
+        "All 6 slots of the batch limit are busy. "
+        "3 requests of high go first: its TTFT objective is near and can still be met."
+    )
+
+
+def test_free_slots_come_with_the_reason_why_they_stay_free() -> None:
+    assert why("no_blocks", 0, num_free_slots=4, num_blocks=14) == (
+        "It lacks 14 blocks of KV cache, though 4 slots are free. It is next in line."
+    )
+    assert why("not_claimed", 0, num_free_slots=4) == (
+        "Not claimed yet: 4 slots are free, and a worker claims it before one of its next steps."
+    )
+
+
+def test_a_tenants_own_requests_go_first() -> None:
+    assert why("all_slots", 3, num_running=8) == "All 8 slots are busy. 3 of team-b's own requests go first."

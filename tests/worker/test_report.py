@@ -6,11 +6,13 @@ from itertools import pairwise
 
 import pytest
 
-from scheduler_worker.core.plan import SequenceView
+from scheduler_worker.core.plan import SequenceView, TenantService
 from scheduler_worker.core.sequence import SequenceState
 from scheduler_worker.executor import ExecutorInfo
+from scheduler_worker.protocol import keys
 from scheduler_worker.worker.device import CpuMeter, meter_for
 from scheduler_worker.worker.reporter import percentile, running_row
+from scheduler_worker.worker.stats import RecentService
 from tests.worker.fleet import Fleet, wait_until
 from tests.worker.test_processes import prompt
 
@@ -72,6 +74,64 @@ def test_a_busy_worker_reports_its_rows_classes_and_tokens(fleet: Fleet) -> None
     (load,) = [one for one in shown.classes if one.class_id == "high"]
     assert (load.num_running, load.num_waiting, {row.state for row in shown.rows}) == (2, 2, {"decode"})
     assert shown.num_generated_tokens["high"] == 2 * shown.num_steps
+
+
+def served(**tokens: float) -> dict[str, TenantService]:
+    return {tenant: TenantService(num, 1.0, True) for tenant, num in tokens.items()}
+
+
+def test_what_a_tenant_was_served_is_of_the_last_minute() -> None:
+    recent = RecentService()
+    for at, tokens in ((0.0, 100.0), (30.0, 250.0), (61.0, 300.0)):
+        recent.read(served(a=tokens), at)
+    assert recent.tokens["a"] == 200.0  # the first 100 came before
+
+
+def test_a_forgotten_account_starts_over() -> None:
+    recent = RecentService()
+    recent.read(served(a=100.0), 0.0)
+    recent.read({}, 1.0)
+    recent.read(served(a=5.0, b=7.0), 2.0)
+    assert dict(recent.tokens) == {"a": 105.0, "b": 7.0}
+
+
+def test_a_minute_without_service_leaves_nothing() -> None:
+    recent = RecentService()
+    recent.read(served(a=0.1), 0.0)
+    recent.read(served(a=0.3), 1.0)
+    recent.read(served(a=0.3), 62.0)
+    assert not recent.tokens
+
+
+def test_a_worker_says_who_waits_and_why(fleet: Fleet) -> None:
+    fleet.start("w1", step_s=0.02, num_slots=2)
+    for number in range(4):
+        fleet.client.send(f"r{number}", prompt(number), max_tokens=400, tenant="ab"[number % 2])
+    fleet.client.wait_for_tokens("r1", 30)
+    shown = wait_until(lambda: [t for t in fleet.client.telemetry() if len(t.rows) == 2], "two rows")[-1]
+    (load,) = [one for one in shown.classes if one.class_id == "high"]
+    told = {one.tenant: (one.num_waiting, one.num_running, one.reason, one.share_due) for one in load.tenants}
+    assert told == dict.fromkeys("ab", (1, 1, "all_slots", 0.5))
+    assert sum(one.recent_tokens for one in load.tenants) == load.recent_tokens > 0
+
+
+def test_a_draining_worker_gives_that_as_the_reason(fleet: Fleet) -> None:
+    fleet.start("w1", step_s=0.02, num_slots=1)
+    fleet.client.send("a", prompt(1), max_tokens=400)
+    fleet.client.wait_for_tokens("a", 5)
+    fleet.client.redis.set(keys.WORKER_CONTROL.of(fleet.client.pool, "w1"), keys.DRAIN)
+    fleet.client.send("b", prompt(2), max_tokens=4)
+    reasons = wait_until(
+        lambda: [
+            one.reason
+            for message in fleet.client.telemetry()[-1:]
+            for load in message.classes
+            for one in load.tenants
+            if one.reason == "draining"
+        ],
+        "the reason",
+    )
+    assert reasons == ["draining"]
 
 
 def test_the_tokens_of_all_messages_add_up(fleet: Fleet) -> None:
