@@ -19,6 +19,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 import tempfile
 import time
@@ -265,6 +266,7 @@ def run(options: argparse.Namespace) -> None:
 
 def main() -> None:
     options = parse()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped by SIGTERM"))  # the figures so far are written
     if options.data_dir:
         options.data_dir = options.data_dir.resolve()
         options.data_dir.mkdir(parents=True, exist_ok=True)
