@@ -4,7 +4,7 @@ limit and the cost model learn. Work is in proportion to what happened, beyond o
 from __future__ import annotations
 
 from itertools import compress, count
-from operator import ne
+from operator import is_not
 from typing import Final
 
 from scheduler_worker.core.batch_limit import LimitChange
@@ -171,7 +171,10 @@ class Applying:
 
 
 def _check(state: State, result: StepResult) -> tuple[InFlight, list[int]]:
-    """The plan that the result belongs to, and the rows that did not simply yield one token."""
+    """The plan that the result belongs to, and the rows that did not simply yield one token.
+
+    Rows that are the very values of the plan need no comparing: executors hand those back.
+    """
     if not state.in_flight:
         raise BadResult(f"a result for step {result.step}, but no step is in flight")
     flying = state.in_flight[0]
@@ -182,7 +185,7 @@ def _check(state: State, result: StepResult) -> tuple[InFlight, list[int]]:
         raise BadResult(f"step {result.step} has {len(chunks)} chunks, its result {len(rows)} rows")
     expected = chunks.decodes.expected
     num_decodes = len(expected)
-    odd = list(compress(count(), map(ne, expected, rows)))
+    odd = [index for index in compress(count(), map(is_not, expected, rows)) if rows[index] != expected[index]]
     for index in odd:
         _check_row(chunks.decodes.seq_ids[index], True, rows[index])
     for chunk, row in zip(chunks.others, rows[num_decodes:], strict=True):

@@ -1,13 +1,16 @@
 """KV-cache blocks: who holds which, which hold a known prefix, and which to give up first.
 
-A block is held (its reference count is above 0) or available. An available block whose content is known by its hash
-is *cached*: it can be taken back by a prefix hit, and is given up in least-recently-used order, after the blocks
-that hold nothing. Planning works on a `BlockDraft`, which sees the pool and changes nothing.
+A block is held or available; most have one holder, those of a common prefix more. An available block whose content is
+known by its hash is *cached*: it can be taken back by a prefix hit, and is given up in least-recently-used order, after
+the blocks that hold nothing. Planning works on a `BlockDraft`, which sees the pool and changes nothing.
+
+Of the blocks that hold nothing, the one freed last is taken first: what is known of it is still in the processor's
+cache, and booking finds at the front what a plan took from there.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 
@@ -19,10 +22,10 @@ class BlockPool:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.num_promised = 0
-        self._num_holders = [0] * num_blocks
+        self._num_more_holders: dict[int, int] = {}
         self._hash_of: dict[int, int] = {}
         self._block_of: dict[int, int] = {}
-        self._empty: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+        self._empty = deque(range(num_blocks))
         self._cached: OrderedDict[int, None] = OrderedDict()
 
     @property
@@ -54,24 +57,29 @@ class BlockPool:
             found.append(block)
         return found
 
-    def is_held(self, block: int) -> bool:
-        """Whether a sequence holds the block."""
-        return self._num_holders[block] > 0
+    def is_cached(self, block: int) -> bool:
+        """Whether nobody holds the block and its content is known."""
+        return block in self._cached
 
     def num_holders(self, block: int) -> int:
-        """How many sequences hold the block."""
-        return self._num_holders[block]
+        """How many sequences hold the block, which one does at least."""
+        return 1 + self._num_more_holders.get(block, 0)
 
-    def hold(self, blocks: Iterable[int], hits: int = 0) -> None:
+    def hold(self, blocks: Sequence[int], hits: int = 0) -> None:
         """One more holder for each; the first `hits` keep their content, the others are about to be overwritten."""
-        num_holders, empty = self._num_holders, self._empty
-        for index, block in enumerate(blocks):
-            if num_holders[block] == 0:
-                if block in empty:
-                    del empty[block]
-                else:
-                    self._take_cached(block, keep=index < hits)
-            num_holders[block] += 1
+        for block in blocks[:hits]:
+            if block in self._cached:
+                self._take_cached(block, keep=True)
+            else:
+                self._num_more_holders[block] = self.num_holders(block)
+        empty = self._empty
+        for block in blocks[hits:]:
+            if empty and block == empty[0]:
+                empty.popleft()
+            elif block in self._cached:
+                self._take_cached(block, keep=False)
+            else:
+                empty.remove(block)
 
     def _take_cached(self, block: int, keep: bool) -> None:
         del self._cached[block]
@@ -80,11 +88,21 @@ class BlockPool:
 
     def release(self, blocks: Sequence[int]) -> None:
         """One holder less for each; a prefix's last blocks are given up before its first ones."""
-        num_holders, hash_of = self._num_holders, self._hash_of
-        for block in reversed(blocks):
-            num_holders[block] -= 1
-            if num_holders[block] == 0:
-                (self._cached if block in hash_of else self._empty)[block] = None
+        if self._num_more_holders.keys().isdisjoint(blocks) and self._hash_of.keys().isdisjoint(blocks):
+            self._empty.extendleft(reversed(blocks))
+        else:
+            for block in reversed(blocks):
+                self._release(block)
+
+    def _release(self, block: int) -> None:
+        num_more = self._num_more_holders.pop(block, 0)
+        if num_more > 1:
+            self._num_more_holders[block] = num_more - 1
+        elif num_more == 0:
+            if block in self._hash_of:
+                self._cached[block] = None
+            else:
+                self._empty.appendleft(block)
 
     def register(self, block: int, block_hash: int) -> None:
         """The held block's content is known by this hash from now on, unless another block has it already."""
@@ -97,7 +115,7 @@ class BlockPool:
         self._block_of.clear()
         self._hash_of.clear()
         while self._cached:
-            self._empty[self._cached.popitem(last=False)[0]] = None
+            self._empty.append(self._cached.popitem(last=False)[0])
 
     def draft(self) -> BlockDraft:
         """A view to plan with."""
@@ -114,7 +132,8 @@ class BlockPool:
             assert len(set(table)) == len(table), f"a block twice in one table: {table}"
             for block in table:
                 counts[block] += 1
-        assert counts == self._num_holders, "reference counts differ from the block tables"
+        more = {block: count - 1 for block, count in enumerate(counts) if count > 1}
+        assert more == self._num_more_holders, "reference counts differ from the block tables"
         free = [block for block, count in enumerate(counts) if count == 0]
         assert sorted([*self._empty, *self._cached]) == free, "available blocks are not those without a holder"
         assert {self._block_of[h]: h for h in self._block_of} == self._hash_of, "hashes are not one to one"
@@ -189,4 +208,4 @@ class BlockDraft:
     def _is_available(self, block: int) -> bool:
         if block in self._overwritten or block in self._reused:
             return False
-        return not self._pool.is_held(block) or block in self._given_back
+        return self._pool.is_cached(block) or block in self._given_back

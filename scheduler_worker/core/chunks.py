@@ -6,7 +6,7 @@ what runs. Who iterates gets `Chunk`s, made at the first look; who computes by c
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import compress, repeat
 from typing import Final, NamedTuple, overload
 
@@ -28,10 +28,12 @@ class DecodeRows(NamedTuple):
     expected: tuple[RowResult, ...]
     emitted: tuple[tuple[str, int], ...]
 
-    def without(self, absent: Set[str]) -> DecodeRows:
-        """The rows but for those `absent`."""
-        kept = [seq_id not in absent for seq_id in self.seq_ids]
-        return DecodeRows._make(tuple(compress(column, kept)) for column in self)
+    def without(self, places: Iterable[int]) -> DecodeRows:
+        """The rows but for those at these places."""
+        kept = bytearray(b"\1") * len(self.seq_ids)
+        for place in places:
+            kept[place] = 0
+        return DecodeRows._make([tuple(compress(column, kept)) for column in self])
 
 
 class StepChunks(Sequence[Chunk]):

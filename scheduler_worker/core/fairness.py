@@ -20,6 +20,7 @@ from scheduler_worker.core.policy import Policy
 from scheduler_worker.core.sequence import Sequence
 
 T = TypeVar("T")
+Key = tuple[float, int]
 MAX_IDLE_TENANTS = 4096
 
 
@@ -30,10 +31,10 @@ class LeastFirst(Generic[T]):
     are the greater part.
     """
 
-    def __init__(self, key: Callable[[T], tuple[float, int]], is_member: Callable[[T], bool]) -> None:
+    def __init__(self, key: Callable[[T], Key], is_member: Callable[[T], bool]) -> None:
         self._key = key
         self._is_member = is_member
-        self._heap: list[tuple[tuple[float, int], int, T]] = []
+        self._heap: list[tuple[Key, int, T]] = []
         self._inside: set[int] = set()
         self._num_pushed = 0
         self._compact_at = 64
@@ -54,11 +55,14 @@ class LeastFirst(Generic[T]):
         heapify(self._heap)
         self._compact_at = 2 * len(self._heap) + 64
 
-    def least(self) -> T | None:
-        """The member with the least key now."""
+    def least(self, below: Key | None = None) -> T | None:
+        """The member with the least key now, if that is below a limit: what stands in the heap is a lower bound, so
+        that nobody's key is looked up where the first of them is not."""
         heap = self._heap
         while heap:
             stored, pushed, member = heap[0]
+            if below is not None and stored >= below:
+                return None
             if not self._is_member(member):
                 self.pop()
                 continue
@@ -125,17 +129,24 @@ class Account:
         self,
         step: int,
         *,
-        num_new_rows: int = 0,
         weight: float | None = None,
         row_cost: float | None = None,
     ) -> None:
-        """Charge what the rows ran up so far; from here on, other rows, another weight or another price."""
+        """Charge what the rows ran up so far; from here on, another weight or another price."""
         self._service = self.service(step)
         self._counter = self.counter(step)
         self._since = step
-        self._rows += num_new_rows
         self.weight = self.weight if weight is None else weight
         self._row_cost = self._row_cost if row_cost is None else row_cost
+        self._per_step = self._rows * self._row_cost / self.weight
+
+    def add_rows(self, change: int, step: int) -> None:
+        """So many rows more (or fewer) decode from this step on: `settle` for what happens with each start and end."""
+        elapsed = step - self._since
+        self._service += self._rows * self._row_cost * elapsed
+        self._counter += self._per_step * elapsed
+        self._since = step
+        self._rows += change
         self._per_step = self._rows * self._row_cost / self.weight
 
     def charge(self, cost: float) -> None:
@@ -275,7 +286,7 @@ class Ledger:
     def join(self, sequence: Sequence, change: int) -> None:
         """The sequence began (+1) or ceased (-1) to decode in lockstep."""
         for account in self.accounts_of(sequence):
-            account.settle(self.step, num_new_rows=change)
+            account.add_rows(change, self.step)
 
     def prompt_cost(self, num_tokens: int, num_cached: int) -> float:
         """The price of a prompt, cached tokens at their own."""

@@ -7,6 +7,7 @@ leaves, and comes back through the ordinary path of those that catch up.
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Mapping, Set
 from typing import Any
 
@@ -83,14 +84,21 @@ class Lockstep:
     def decode_rows(self, absent: Set[str]) -> DecodeRows:
         """The rows but for those `absent`, by columns: the same value until a row joins or leaves."""
         if self._frozen is None:
-            self._frozen = DecodeRows._make(tuple(column) for column in self._columns)
-        return self._frozen.without(absent) if absent else self._frozen
+            self._frozen = DecodeRows._make([tuple(column) for column in self._columns])
+        places = self._places(absent)
+        return self._frozen.without(places) if places else self._frozen
 
-    def by_place(self, growth: Mapping[str, Blocks], rows: DecodeRows) -> dict[int, Blocks]:
-        """What grows, by its place in `rows`, which `decode_rows` has just returned; the absent do not grow."""
-        if rows is self._frozen:
-            return {self._index[seq_id]: blocks for seq_id, blocks in growth.items()}
-        return {place: growth[seq_id] for place, seq_id in enumerate(rows.seq_ids) if seq_id in growth}
+    def by_place(self, growth: Mapping[str, Blocks], absent: Set[str]) -> dict[int, Blocks]:
+        """What grows, by its place in the rows but for those `absent`."""
+        index = self._index
+        if not (places := self._places(absent)):
+            return {index[seq_id]: blocks for seq_id, blocks in growth.items()}
+        grown = {index[seq_id]: blocks for seq_id, blocks in growth.items() if seq_id not in absent}
+        return {place - bisect(places, place): blocks for place, blocks in grown.items()}
+
+    def _places(self, seq_ids: Set[str]) -> list[int]:
+        """Where those of the rows stand, in order."""
+        return sorted(self._index[one] for one in seq_ids if one in self._index) if seq_ids else []
 
     def change_class(self, sequence: Sequence, class_id: str) -> None:
         """The sequence, in lockstep or not, belongs to another class from now on."""

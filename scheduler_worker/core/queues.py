@@ -95,7 +95,7 @@ class ClassQueue:
     def __init__(self, ledger: Ledger) -> None:
         self.tenants: dict[str, TenantQueue] = {}
         self.by_counter: LeastFirst[TenantQueue] = LeastFirst(
-            lambda one: ledger.order(one.account), lambda one: len(one) > 0
+            lambda one: one.account.order(ledger.step), lambda one: len(one) > 0
         )
         self.by_latest_start = Heap()
         self.by_age = Heap()

@@ -61,7 +61,7 @@ class StepBuilder:
         self._growth_ahead: Growth | None = None
         self._num_started_blocks = 0
         self._started: list[Sequence] = []
-        self._yielders: list[Sequence] | None = None
+        self._yielders: dict[int, list[Sequence]] = {}
         self._num_prefill = self._num_single = self._num_kv = self._num_pairs = 0
 
     def build(self) -> StepPlan | None:
@@ -133,9 +133,8 @@ class StepBuilder:
             due = [one for one in due if self._runs(one)]
         if len(due) > self._draft.num_available:
             due = self._make_room(due)
-        self._draft.num_promised -= len([one for one in due if one.promised_blocks > len(one.blocks)])
-        for sequence, block in zip(due, self._draft.take(len(due)), strict=True):
-            self._growth[sequence.seq_id] = (block,)
+        self._draft.num_promised -= sum([one.promised_blocks > len(one.blocks) for one in due])
+        self._growth = dict(zip([one.seq_id for one in due], zip(self._draft.take(len(due))), strict=True))
 
     def _stall_beyond_budget(self) -> None:
         """A budget that shrank below the number of rows: the last in line miss this step."""
@@ -434,10 +433,10 @@ class StepBuilder:
     def _choose_victims(self, candidate: Sequence, needs_slot: bool, missing: int) -> list[Victim]:
         """As few as give the candidate its slot and blocks; none when all of them would not."""
         chosen: list[Victim] = []
-        for sequence in self._in_order_of_return():
+        for sequence in self._in_order_of_return(candidate.rank):
             if chosen and missing <= 0:
                 break
-            if sequence.rank > candidate.rank and self._runs(sequence):
+            if self._runs(sequence):
                 chosen.append(self._state.as_victim(sequence))
                 missing -= self._blocks_freed_by(sequence)
         if missing <= 0 and (chosen or not needs_slot):
@@ -445,12 +444,12 @@ class StepBuilder:
         self._say_not_preempted(candidate)
         return []
 
-    def _in_order_of_return(self) -> list[Sequence]:
-        """Running sequences that may yield to a more urgent class, the cheapest return first."""
-        if self._yielders is None:
-            rows = yielding(self._state, -1, self._now)
-            self._yielders = in_order_of_return(rows, self._state.lockstep.num_computed)
-        return self._yielders
+    def _in_order_of_return(self, by_rank: int) -> list[Sequence]:
+        """Running sequences that may yield to one of rank `by_rank`, the cheapest return first."""
+        if by_rank not in self._yielders:
+            rows = yielding(self._state, by_rank, self._now)
+            self._yielders[by_rank] = in_order_of_return(rows, self._state.lockstep.num_computed)
+        return self._yielders[by_rank]
 
     def _blocks_freed_by(self, sequence: Sequence) -> int:
         """Its own blocks and what is still promised to it."""
@@ -482,7 +481,7 @@ class StepBuilder:
         num_kv = self._num_kv + lockstep.num_kv_tokens(self._step)
         if num_decodes < len(lockstep):
             num_kv = self._num_kv + sum(decodes.offsets) + (self._step + 1) * num_decodes
-        growth = lockstep.by_place(self._growth, decodes)
+        growth = lockstep.by_place(self._growth, self._absent)
         shape = StepShape(num_decodes + self._num_single, self._num_prefill, num_kv, self._num_pairs)
         return StepPlan(
             step=self._step,

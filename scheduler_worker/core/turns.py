@@ -13,9 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from heapq import heappop, heappush, heapreplace, merge
-from itertools import takewhile
 
-from scheduler_worker.core.fairness import ClassAccount, Ledger
+from scheduler_worker.core.fairness import Key, Ledger
 from scheduler_worker.core.plan import Reason
 from scheduler_worker.core.policy import Policy
 from scheduler_worker.core.queues import ClassQueue, ClassQueues, TenantQueue
@@ -42,10 +41,14 @@ class Turns:
         self._extra: Extra = dict(extra or {})
         self._tenant_extra: dict[str, Extra] = {}
         self._taken: set[str] = set()
+        self._refused: set[str] = set()
         self._classes = [queue_id for queue_id, queue in queues.classes.items() if len(queue)]
         self._class_turns: dict[str, _ClassTurn] = {}
-        self._starving = self._walk_starving()
-        self._urgent = self._walk_urgent()
+        self._standings = {
+            one.key: ledger.counter(one) + self._extra.get(one.key, 0.0)
+            for one in ledger.classes.values()
+            if one.num_queued
+        }
 
     def __enter__(self) -> Turns:
         return self
@@ -60,37 +63,48 @@ class Turns:
         yield from self.in_turn()
 
     def pressing(self) -> Iterator[tuple[Sequence, Reason]]:
-        """Those who go ahead of the turn: starving, then to be rescued."""
-        for walk, reason in ((self._starving, Reason.STARVING), (self._urgent, Reason.RESCUE)):
+        """Those who go ahead of the turn: starving, then to be rescued.
+
+        Who is refused makes its class wait until the walk is over: what is granted meanwhile can only add to its debt,
+        so that thousands who starve without credit cost one look.
+        """
+        for walk, reason in ((self._walk_starving(), Reason.STARVING), (self._walk_urgent(), Reason.RESCUE)):
+            self._refused.clear()
             for sequence in walk:
-                if sequence.seq_id not in self._taken and self._may(sequence, reason):
+                if sequence.seq_id in self._taken or sequence.class_id in self._refused:
+                    continue
+                if self._may(sequence, reason):
                     self._taken.add(sequence.seq_id)
                     yield sequence, reason
+                else:
+                    self._refused.add(sequence.class_id)
 
     def in_turn(self) -> Iterator[tuple[Sequence, Reason]]:
         """The others, once `pressing` is exhausted."""
+        reason = Reason.TURN if self._others_wait() else Reason.ONLY_CLASS_WAITING
         while (in_turn := self._next_turn()) is not None:
             self._taken.add(in_turn.seq_id)
-            account = self._ledger.accounts_of(in_turn)[0]
-            yield in_turn, Reason.TURN if self._others_wait(account) else Reason.ONLY_CLASS_WAITING
+            yield in_turn, reason
 
     def charge(self, sequence: Sequence, cost: float) -> None:
         """The sequence was granted service of this cost."""
         account, tenant = self._ledger.accounts_of(sequence)
         self._extra[account.key] = self._extra.get(account.key, 0.0) + cost / account.weight
+        self._standings[account.key] = self._ledger.counter(account) + self._extra[account.key]
         granted = self._tenant_extra.setdefault(account.key, {})
         granted[tenant.key] = granted.get(tenant.key, 0.0) + cost / tenant.weight
 
     def _may(self, sequence: Sequence, reason: Reason) -> bool:
-        account = self._ledger.accounts_of(sequence)[0]
         if reason is Reason.STARVING:
+            account = self._ledger.classes[sequence.class_id]
             granted = self._extra.get(account.key, 0.0) * account.weight
-            return not self._others_wait(account) or account.tier_credit >= granted
-        return self._ledger.lead(account, self._extra) <= self._policy.fairness.max_lead_tokens
+            return not self._others_wait() or account.tier_credit >= granted
+        lead = self._standings[sequence.class_id] - min(self._standings.values())
+        return lead <= self._policy.fairness.max_lead_tokens
 
-    def _others_wait(self, account: ClassAccount) -> bool:
-        """Whether another class waits anywhere; `queues` may hold only those that this worker has claimed."""
-        return any(one.num_queued for one in self._ledger.classes.values() if one is not account)
+    def _others_wait(self) -> bool:
+        """Whether several classes wait anywhere; `queues` may hold only those that this worker has claimed."""
+        return len(self._standings) > 1
 
     def _walk_starving(self) -> Iterator[Sequence]:
         if not self._policy.starvation.enabled:
@@ -103,7 +117,10 @@ class Turns:
         return sequence is not None and sequence.tier_at <= self._now
 
     def _starving_in(self, queue: ClassQueue) -> Iterator[Sequence]:
-        return takewhile(self._starves, queue.by_age.in_order())
+        for sequence in queue.by_age.in_order():
+            if not self._starves(sequence) or sequence.class_id in self._refused:
+                return
+            yield sequence
 
     def _walk_urgent(self) -> Iterator[Sequence]:
         within_s = self._policy.step.rescue_within_s
@@ -117,7 +134,7 @@ class Turns:
         ]
         for queue in sorted(pressed, key=_rank_of):
             for sequence in queue.by_latest_start.in_order():
-                if sequence.latest_start_at > until:
+                if sequence.latest_start_at > until or sequence.class_id in self._refused:
                     break
                 if is_urgent(sequence, self._now, within_s):
                     yield sequence
@@ -132,8 +149,7 @@ class Turns:
         return None
 
     def _class_order(self, class_id: str) -> tuple[float, int]:
-        account = self._ledger.classes[class_id]
-        return self._ledger.counter(account) + self._extra.get(class_id, 0.0), account.number
+        return self._standings[class_id], self._ledger.classes[class_id].number
 
     def _turn_of(self, class_id: str) -> _ClassTurn:
         turn = self._class_turns.get(class_id)
@@ -154,13 +170,13 @@ class _ClassTurn:
 
     def __init__(self, ledger: Ledger, queue: ClassQueue, extra: Extra) -> None:
         self._ledger = ledger
-        self._queue = queue
+        self._line = queue.by_counter
         self._extra = extra
         self._out: list[TenantQueue] = []
-        self._heap: list[tuple[tuple[float, int], TenantQueue, Iterator[Sequence]]] = []
+        self._heap: list[tuple[Key, TenantQueue, Iterator[Sequence]]] = []
 
-    def _order(self, tenant: TenantQueue) -> tuple[float, int]:
-        counter, number = self._ledger.order(tenant.account)
+    def _order(self, tenant: TenantQueue) -> Key:
+        counter, number = tenant.account.order(self._ledger.step)
         return counter + self._extra.get(tenant.account.key, 0.0), number
 
     def next(self, taken: set[str]) -> Sequence | None:
@@ -174,22 +190,23 @@ class _ClassTurn:
 
     def _surface(self) -> bool:
         """Bring the least tenant to the top; what was charged meanwhile moves the others down."""
+        heap = self._heap
         while True:
-            least = self._queue.by_counter.least()
-            if least is not None and (not self._heap or self._ledger.order(least.account) < self._heap[0][0]):
-                self._out.append(self._queue.by_counter.pop())
-                heappush(self._heap, (self._order(least), least, least.in_order()))
-                continue
-            if not self._heap:
+            least = self._line.least(below=heap[0][0] if heap else None)
+            if least is not None:
+                self._out.append(self._line.pop())
+                heappush(heap, (self._order(least), least, least.in_order()))
+            elif not heap:
                 return False
-            stored, tenant, walk = self._heap[0]
-            current = self._order(tenant)
-            if current == stored:
-                return True
-            heapreplace(self._heap, (current, tenant, walk))
+            else:
+                stored, tenant, walk = heap[0]
+                current = self._order(tenant)
+                if current == stored:
+                    return True
+                heapreplace(heap, (current, tenant, walk))
 
     def restore(self) -> None:
         """Put the tenants back."""
         for tenant in self._out:
-            self._queue.by_counter.push(tenant)
+            self._line.push(tenant)
         self._out.clear()

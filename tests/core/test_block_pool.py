@@ -153,8 +153,32 @@ def test_a_shared_block_is_free_once_all_its_holders_gave_it_back() -> None:
 def test_integrity_fails_when_a_table_is_missing() -> None:
     pool = a_pool()
     held(pool, 1)
-    with pytest.raises(AssertionError, match="reference counts"):
+    with pytest.raises(AssertionError, match="available blocks"):
         pool.check_integrity([])
+
+
+def test_integrity_fails_when_a_second_holder_is_not_counted() -> None:
+    pool = a_pool()
+    blocks = held(pool, 1)
+    with pytest.raises(AssertionError, match="reference counts"):
+        pool.check_integrity([blocks, blocks])
+
+
+def test_the_block_freed_last_is_taken_first() -> None:
+    pool = a_pool()
+    earlier, later = pool.draft().take(2)
+    pool.hold((earlier, later))
+    pool.release((later,))
+    pool.release((earlier,))
+    assert pool.draft().take(2) == (earlier, later)
+
+
+def test_a_plan_may_be_booked_in_another_order_than_it_took_the_blocks() -> None:
+    pool = a_pool(4)
+    first, second, third = pool.draft().take(3)
+    pool.hold((third,))
+    pool.hold((first, second))
+    pool.check_integrity([[first, second, third]])
 
 
 class PoolMachine(RuleBasedStateMachine):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from scheduler_worker.core.applying import BadResult
@@ -83,7 +81,7 @@ def test_a_plan_that_was_written_out_can_be_replayed() -> None:
         replayed.claim()
         plan = logged.launch()
         if plan is not None:
-            written_out = replace(plan, chunks=tuple(plan.chunks))
+            written_out = plan._replace(chunks=tuple(plan.chunks))
             replayed.scheduler.begin(written_out)
             replayed.execute(written_out)
             replayed.launched.append(written_out)
