@@ -68,12 +68,21 @@ class StepOutput:
 
 def to_result(plan: StepPlan, output: StepOutput) -> StepResult:
     """What the scheduler is told of an output. Of rows that did what the plan expects it has the results already."""
-    chunks = plan.chunks
-    if output.is_plain and isinstance(chunks, StepChunks) and not chunks.others:
-        rows = chunks.decodes.expected
-    else:
-        rows = tuple([RowResult(one.seq_id, len(one.token_ids), one.stopped, one.error) for one in output.rows])
+    expected = StepChunks.of(plan).decodes.expected
+    if output.is_plain and len(expected) == len(output.rows):
+        return StepResult(output.step, expected, output.duration_s, output.filled_blocks)
+    decodes = [
+        known
+        if len(one.token_ids) == 1 and not one.stopped and one.error is None and one.seq_id == known.seq_id
+        else _result(one)
+        for one, known in zip(output.rows, expected, strict=False)
+    ]
+    rows = (*decodes, *map(_result, output.rows[len(expected) :]))
     return StepResult(output.step, rows, output.duration_s, output.filled_blocks)
+
+
+def _result(row: RowOutput) -> RowResult:
+    return RowResult(row.seq_id, len(row.token_ids), row.stopped, row.error)
 
 
 class Executor(Protocol):
