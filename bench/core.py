@@ -18,8 +18,9 @@ from pathlib import Path
 from random import Random
 from time import thread_time
 
+from scheduler_worker.core.chunks import StepChunks
 from scheduler_worker.core.cost_model import CostModel
-from scheduler_worker.core.plan import Capacity, Chunk, RowResult, StepResult
+from scheduler_worker.core.plan import Capacity, RowResult, StepPlan, StepResult
 from scheduler_worker.core.policy import default_policy
 from scheduler_worker.core.scheduler import Scheduler
 from scheduler_worker.core.sequence import SequenceHeader
@@ -77,9 +78,9 @@ class Load:
         assert plan is not None
         self.scheduler.begin(plan)
         begun = thread_time()
-        chunks = tuple(plan.chunks)
+        tuple(plan.chunks)
         seen = thread_time()
-        result = StepResult(plan.step, self._rows(chunks), plan.predicted_s)
+        result = self._result(plan)
         self.now += plan.predicted_s
         before = thread_time()
         applied = self.scheduler.apply_result(result, self.now)
@@ -89,12 +90,22 @@ class Load:
         seconds = (claimed - began, planned - claimed, begun - planned, seen - begun, after - before)
         return tuple(one * 1e6 for one in seconds)
 
-    def _rows(self, chunks: tuple[Chunk, ...]) -> tuple[RowResult, ...]:
-        return tuple(self._row(chunk.seq_id) if chunk.samples else RowResult(chunk.seq_id, 0) for chunk in chunks)
+    def _result(self, plan: StepPlan) -> StepResult:
+        """As an executor tells it: rows that go on as expected are those of the plan."""
+        chunks = StepChunks.of(plan)
+        decodes = [
+            RowResult(known.seq_id, 1, True) if self._ends_now(known.seq_id) else known
+            for known in chunks.decodes.expected
+        ]
+        others = [
+            RowResult(chunk.seq_id, int(chunk.samples), chunk.samples and self._ends_now(chunk.seq_id))
+            for chunk in chunks.others
+        ]
+        return StepResult(plan.step, (*decodes, *others), plan.predicted_s)
 
-    def _row(self, seq_id: str) -> RowResult:
+    def _ends_now(self, seq_id: str) -> bool:
         made = self._made[seq_id] = self._made.get(seq_id, 0) + 1
-        return RowResult(seq_id, 1, made >= self._ends[seq_id])
+        return made >= self._ends[seq_id]
 
 
 def pace_us() -> float:
