@@ -1,15 +1,17 @@
 """The scheduling figures of docs/scheduling.md, on public traces, by one command each.
 
-    python -m bench.scheduling vtc   --traces DIR                       # VTC's arena trace, five schedulers
+    python -m bench.scheduling vtc   --traces DIR                       # VTC's arena trace, all schedulers
     python -m bench.scheduling azure --traces DIR --load 0.85 --slots 64
     python -m bench.scheduling azure --traces DIR --load 1.5 --slots 64 --bounds 4 8 16 32 64
+    python -m bench.scheduling azure --traces DIR --load 1.5 --schedulers priority --bounds 4 8 16 32 64
     python -m bench.scheduling oracle --traces DIR --load 1.5           # refusals against an oracle's
     python -m bench.scheduling ceiling --traces DIR --load 1.5          # what a worker that is never idle could serve
     python -m bench.scheduling memory --traces DIR                      # tokens computed again for want of memory
     python -m bench.scheduling limit                                    # how steady the batch limit is
+    python -m bench.scheduling limit --burst 600                        # and how it recovers, nobody refused
     python -m bench.scheduling cost                                     # the scheduler's own time per step
 
-DIR holds `vtc_arena/` and `azure2023/`. Medians over seeds with their range; `--json` writes every run.
+DIR holds `vtc_arena/` and `azure2023/`. Medians over seeds with their range; `--json` writes every run as it ends.
 """
 
 from __future__ import annotations
@@ -27,6 +29,7 @@ from functools import partial
 from itertools import accumulate, pairwise
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from scheduler_worker.core.admission import Ask
@@ -44,13 +47,14 @@ from scheduler_worker.core.policy import (
 from scheduler_worker.core.scheduler import Scheduler
 from scheduler_worker.core.sequence import SequenceHeader
 from scheduler_worker.sim.admission import SimulatedAdmission
-from scheduler_worker.sim.compare import Setup, saturated_rps, simulate
+from scheduler_worker.sim.compare import Setup, bar, saturated_rps, simulate
 from scheduler_worker.sim.cost import H200_1B, VTC_ARENA, perturbed
 from scheduler_worker.sim.report import nearest_rank, report
-from scheduler_worker.sim.run import History, Options, Simulation
+from scheduler_worker.sim.run import History, Options, Progress, Simulation
 from scheduler_worker.sim.trace import Request, read_trace
 from scheduler_worker.sim.workload import assign_classes, superposed
 
+COMPARED = {"vtc": ("fcfs", "static", "priority", "vtc", "lcf", "tidegate"), "azure": ("tidegate", "priority")}
 SMALL_CLIENT = 40
 PERTURBED_BY = 0.016
 SPLIT = (("high", 20.0), ("medium", 30.0), ("low", 50.0))
@@ -62,10 +66,13 @@ Row = dict[str, Any]
 def main() -> None:
     """Run one comparison, print its table, write its rows."""
     options = _options()
-    rows = [_said(row) for row in options.rows(options)]
+    rows: list[Row] = []
+    for row in options.rows(options):
+        print(json.dumps(row), file=sys.stderr, flush=True)
+        rows.append(row)
+        if options.json:
+            options.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
     print(_table(rows))
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 
 def _options() -> argparse.Namespace:
@@ -86,12 +93,17 @@ def _options() -> argparse.Namespace:
             command.add_argument("--requests", type=int, help="only so many of the trace, from its start")
             command.add_argument("--bounds", type=int, nargs="*", default=[], help="also bounded priority")
             command.add_argument("--policy", type=Path, help="a policy document in place of the default")
+        if name in ("vtc", "azure"):
+            known = COMPARED[name]
+            command.add_argument("--schedulers", nargs="+", choices=known, default=known, help="only these")
+        if name == "limit":
+            command.add_argument("--burst", type=int, default=0, help="so many more at 150 s; refuses nobody")
     return parser.parse_args()
 
 
-def _said(row: Row) -> Row:
-    print(json.dumps(row), file=sys.stderr, flush=True)
-    return row
+def _bar(name: str, seed: int) -> Progress | None:
+    """How far a run has come, where somebody looks."""
+    return bar(f"{name} {seed}", sys.stderr) if sys.stderr.isatty() else None
 
 
 # VTC's arena trace
@@ -120,8 +132,8 @@ def _vtc_rows(options: argparse.Namespace) -> Iterator[Row]:
             trace=trace, policies={"arena": policy}, schedulers=(), cost=perturbed(VTC_ARENA, PERTURBED_BY, seed),
             num_slots=256, kv_tokens=10_000, block_size=1, known_lengths=True, admission=False,
         )  # fmt: skip
-        for name in ("fcfs", "static", "vtc", "lcf", "tidegate"):
-            history = simulate(setup, name, policy, trace)
+        for name in options.schedulers:
+            history = simulate(setup, name, policy, trace, _bar(name, seed))
             yield {"run": name, "seed": seed, **_vtc_figures(history, policy)}
 
 
@@ -148,7 +160,7 @@ def _memory_rows(options: argparse.Namespace) -> Iterator[Row]:
                 trace=trace, policies={"arena": policy}, schedulers=(), cost=perturbed(VTC_ARENA, PERTURBED_BY, seed),
                 num_slots=256, kv_tokens=10_000, admission=False,
             )  # fmt: skip
-            history = simulate(setup, "tidegate", policy, trace)
+            history = simulate(setup, "tidegate", policy, trace, _bar(f"{share:g}", seed))
             yield {"run": f"reserve {share:g}", "seed": seed, **_vtc_figures(history, policy)}
 
 
@@ -167,8 +179,8 @@ def _azure_rows(options: argparse.Namespace) -> Iterator[Row]:
     setup = _azure_setup(options, policy)
     for seed, requests in _azure_requests(options, policy):
         run = partial(_azure_row, requests=requests, policy=policy, seed=seed)
-        yield run("tidegate", setup, "tidegate")
-        yield run("priority", setup, "priority")
+        for name in options.schedulers:
+            yield run(name, setup, name)
         for bound in options.bounds:
             bounded = replace(setup, queue_bound=bound)
             yield run(f"priority, bound {bound}", bounded, "priority")
@@ -193,7 +205,7 @@ def _azure_requests(options: argparse.Namespace, policy: Policy) -> Iterator[tup
 def _azure_row(
     label: str, setup: Setup, scheduler: str, *, requests: Sequence[Request], policy: Policy, seed: int
 ) -> Row:
-    figures = report(simulate(setup, scheduler, policy, requests), policy, 1)
+    figures = report(simulate(setup, scheduler, policy, requests, _bar(label, seed)), policy, 1)
     row: Row = {"run": label, "seed": seed}
     for class_id, one in figures["classes"].items():
         row[f"{class_id}_ttft_p99_s"] = one["ttft_s"]["p99"]
@@ -269,34 +281,38 @@ def _worker_s(one: Request, num_slots: int) -> float:
 
 def _limit_rows(options: argparse.Namespace) -> Iterator[Row]:
     """Constant Poisson load for 600 s on a device that is slow enough for the limit to act; the last 100 s count."""
-    policy = default_policy()
     for slower, rate_rps in ((4.0, 17.0), (4.0, 26.0), (8.0, 7.0), (8.0, 13.0)):
         for seed in range(options.seeds):
-            changes = _limit_changes(policy, slower, rate_rps, seed)
+            changes = _limit_changes(slower, rate_rps, seed, options.burst)
             limits = [256, *(int(event.numbers["after"]) for event in changes)]
             late = [limit for limit, event in zip(limits[1:], changes, strict=True) if event.at >= 500.0]
             seen = [limits[len(changes) - len(late)], *late]
             yield {
                 "run": f"{slower:g} times as slow, {rate_rps:g} requests/s",
                 "seed": seed,
+                "lowest": min(limits),
                 "limit": seen[-1],
                 "range": max(seen) - min(seen),
                 "reversals": _reversals(seen),
             }
 
 
-def _limit_changes(policy: Policy, slower: float, rate_rps: float, seed: int) -> list[Event]:
-    draw, at, requests = Random(f"poisson-{seed}"), 0.0, []
+def _limit_changes(slower: float, rate_rps: float, seed: int, num_more: int) -> list[Event]:
+    """Moves of the limit in 600 s; a burst of `num_more` comes on top, and then nobody is refused."""
+    draw, at, times = Random(f"poisson-{seed}"), 0.0, [150.0] * num_more
     while (at := at + draw.expovariate(rate_rps)) < 600.0:
-        requests.append(
-            Request(at, draw.randint(50, 2000), draw.randint(20, 400), draw.choices(CLASSES, SHARES)[0])
-        )
-    cost = H200_1B.scaled(slower)
-    setup = Setup(trace=requests, policies={}, schedulers=(), cost=cost, num_slots=256)
-    history = simulate(setup, "tidegate", policy, requests)
-    return [
-        event for event in history.events if event.kind is EventKind.BATCH_LIMIT_CHANGED and event.at < 600.0
+        times.append(at)
+    requests = [
+        Request(at, draw.randint(50, 2000), draw.randint(20, 400), draw.choices(CLASSES, SHARES)[0])
+        for at in sorted(times)
     ]
+    setup = Setup(
+        trace=requests, policies={}, schedulers=(), cost=H200_1B.scaled(slower), num_slots=256, admission=not num_more
+    )  # fmt: skip
+    name = f"{slower:g}x {rate_rps:g}/s"
+    history = simulate(setup, "tidegate", default_policy(), requests, _bar(name, seed))
+    moves = [event for event in history.events if event.kind is EventKind.BATCH_LIMIT_CHANGED]
+    return [event for event in moves if event.at < 600.0]
 
 
 def _reversals(limits: Sequence[int]) -> int:
@@ -308,18 +324,15 @@ def _reversals(limits: Sequence[int]) -> int:
 
 
 def _cost_rows(options: argparse.Namespace) -> Iterator[Row]:
-    out = options.json or Path("bench-core.json")
     for seed in range(options.seeds):
-        subprocess.run(
-            [sys.executable, "-m", "bench.core", "--json", str(out)], check=True, stdout=subprocess.DEVNULL
-        )
-        for row in json.loads(out.read_text(encoding="utf-8")):
-            yield {
-                "run": f"{row['waiting']:,} waiting",
-                "seed": seed,
-                "plan_and_apply_us": row["plan_and_apply"],
-            }
-    out.unlink()
+        with TemporaryDirectory() as folder:
+            out = Path(folder, "core.json")
+            command = [sys.executable, "-m", "bench.core", "--json", str(out)]
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+            rows = json.loads(out.read_text(encoding="utf-8"))["rows"]
+        for row in rows:
+            figures = {"plan_and_apply_us": row["plan_and_apply"], "all_verbs_us": row["all_verbs"]}
+            yield {"run": f"{row['waiting']:,.0f} waiting", "seed": seed, **figures}
 
 
 # The table

@@ -85,7 +85,7 @@ class Comparison:
         for policy_name, policy in setup.policies.items():
             for scheduler in setup.schedulers:
                 name = _run_name(setup, policy_name, scheduler)
-                history = simulate(setup, scheduler, policy, requests, _bar(name, progress))
+                history = simulate(setup, scheduler, policy, requests, bar(name, progress))
                 runs.figures[name] = report(history, policy, setup.num_workers)
                 runs.histories[name], runs.policies[name] = history, policy
         return runs
@@ -189,7 +189,8 @@ def _run_name(setup: Setup, policy: str, scheduler: str) -> str:
     return policy if len(setup.schedulers) == 1 else f"{policy} · {scheduler}"
 
 
-def _bar(name: str, out: TextIO | None) -> Progress | None:
+def bar(name: str, out: TextIO | None) -> Progress | None:
+    """Draws how far a run has come; None without a terminal to draw on."""
     if out is None:
         return None
     started_at = monotonic()
@@ -204,4 +205,4 @@ def _bar(name: str, out: TextIO | None) -> Progress | None:
     return draw
 
 
-__all__ = ["Comparison", "Runs", "Setup", "UsageError", "duration_s", "saturated_rps", "simulate", "workload"]
+__all__ = ["Comparison", "Runs", "Setup", "UsageError", "bar", "duration_s", "saturated_rps", "simulate", "workload"]
