@@ -1,6 +1,6 @@
 // Made-up numbers for the mock backend: a night on which `high` breaks its promise, and its calm variants.
 
-import type { Cell, ClassLive, Decision, LiveSnapshot, Percentiles, Point, WorkerLive } from '../src/api/live';
+import type { Cell, ClassLive, Decision, LiveSnapshot, Percentiles, Point, TenantWaiting, WaitingView, WorkerLive } from '../src/api/live';
 
 type Scenario = 'broken' | 'calm' | 'silent' | 'empty' | 'no-worker' | 'no-cause' | 'gap' | 'wordy';
 let scenario: Scenario = 'broken';
@@ -120,7 +120,7 @@ function classLive(shape: Shape, now: number): ClassLive {
     burn_rate: isEmpty ? null : isBroken ? 8.8 : 0.3,
     share_due: shape.weight / 100,
     share_got: isEmpty ? null : [0.44, 0.46, 0.1][shape.rank]!,
-    waiting: isEmpty ? { num: 0, oldest_s: 0, num_late: 0, waits_s: [] } : { num: waits.length, oldest_s: waits[0] ?? 0, num_late: late, waits_s: waits },
+    waiting: isEmpty ? NOBODY : { num: waits.length, oldest_s: waits[0] ?? 0, num_late: late, waits_s: waits, ...tenantsOf(shape, waits) },
     num_running: isEmpty ? 0 : shape.running.reduce((sum, num) => sum + num, 0),
     num_parked: isEmpty ? 0 : shape.parked,
     longest_parked_s: shape.parked > 0 ? 6.2 : null,
@@ -129,6 +129,26 @@ function classLive(shape: Shape, now: number): ClassLive {
     num_refused: 0,
     preemptible: shape.rank > 0,
   };
+}
+
+const NOBODY: WaitingView = { num: 0, oldest_s: 0, num_late: 0, waits_s: [], tenants: [], num_more: 0, num_more_tenants: 0 };
+
+/** lumen-docs has had more than its share of medium; its requests wait for those of fjord-search. */
+function tenantsOf(shape: Shape, waits: readonly number[]): Pick<WaitingView, 'tenants' | 'num_more' | 'num_more_tenants'> {
+  const room = 'It lacks 14 blocks of KV cache, though 16 slots are free.';
+  const first = waits[0];
+  if (first === undefined) return { tenants: [], num_more: 0, num_more_tenants: 0 };
+  const mine = Math.ceil(waits.length / 2);
+  const more = Math.floor((waits.length - mine) / 2);
+  const turn = [
+    'It is next in line.',
+    'fjord-search and lumen-docs share medium; lumen-docs used 61 % of the class\'s tokens in the last minute against 50 %, so fjord-search goes first.',
+    '9 requests of high go first: its TTFT objective is near and can still be met.',
+  ][shape.rank]!;
+  const lumen: TenantWaiting = { tenant: 'lumen-docs', num: mine, num_running: 40, oldest_s: first, num_ahead: shape.rank * 6, predicted_start_s: 0.4 + shape.rank * 2.3, share_got: 0.61, share_due: 0.5, reason: 'no_blocks', why: [room, turn] };
+  const fjord: TenantWaiting = { ...lumen, tenant: 'fjord-search', num: waits.length - mine - more, num_running: 18, oldest_s: first * 0.8, share_got: 0.39, why: [room, 'It is next in line.'] };
+  const batch: TenantWaiting = { ...lumen, tenant: 'nightly-batch', num: 0, num_running: 3, oldest_s: 0, num_ahead: null, predicted_start_s: null, share_got: 0.02, share_due: null, reason: '', why: [] };
+  return { tenants: fjord.num > 0 ? [lumen, fjord, batch] : [lumen, batch], num_more: more, num_more_tenants: more > 0 ? 3 : 0 };
 }
 
 const cells = new Map<string, Cell[]>();

@@ -61,6 +61,24 @@ def test_a_wordy_verdict_moves_nothing_below_it(open_live: Open) -> None:
     assert max(short.values()) <= 1000
 
 
+def test_one_click_from_a_class_says_why_a_tenant_waits(open_live: Open) -> None:
+    page = open_live()
+    page.get_by_role("link", name="Why requests of medium wait").click()
+    medium = page.get_by_role("rowgroup", name="medium")
+    expect(medium).to_be_in_viewport()
+    row = medium.get_by_role("row", name="lumen-docs")
+    expect(row).to_contain_text("8")
+    expect(row).to_contain_text("2.9 s")
+    expect(row).to_contain_text("61 %, due 50 %")
+    expect(row).to_contain_text("so fjord-search goes first.")
+
+
+def test_a_card_leads_from_its_late_requests_to_those_that_still_wait(open_live: Open) -> None:
+    page = open_live()
+    page.get_by_role("article", name="high").get_by_role("link", name="3 waiting").click()
+    expect(page.get_by_role("rowgroup", name="high")).to_be_in_viewport()
+
+
 def test_another_page_opens_at_its_top(open_live: Open) -> None:
     page = open_live("/policies")
     page.get_by_role("button", name="Roll back to v40").scroll_into_view_if_needed()

@@ -29,11 +29,27 @@ export interface PromiseState {
   attainment: number | null;
 }
 
+export interface TenantWaiting {
+  tenant: string;
+  num: number;
+  num_running: number;
+  oldest_s: number;
+  num_ahead: number | null;
+  predicted_start_s: number | null;
+  share_got: number | null;
+  share_due: number | null;
+  reason: string;
+  why: string[];
+}
+
 export interface WaitingView {
   num: number;
   oldest_s: number;
   num_late: number;
   waits_s: number[];
+  tenants: TenantWaiting[];
+  num_more: number;
+  num_more_tenants: number;
 }
 
 export interface ClassLive {

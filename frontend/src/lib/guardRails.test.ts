@@ -13,7 +13,7 @@ const BASE: Document = {
   retired: {},
   batch_limit: { max_slots: 64 },
 };
-const waiting = { num: 150, oldest_s: 1, num_late: 0, waits_s: [] };
+const waiting = { num: 150, oldest_s: 1, num_late: 0, waits_s: [], tenants: [], num_more: 0, num_more_tenants: 0 };
 const LIVE = aSnapshot({ classes: [aClass('high', { num_running: 90 }), aClass('low', { waiting })], workers: [aWorker('w1', { num_running: 47 })] });
 
 describe('before publishing', () => {

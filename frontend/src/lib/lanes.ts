@@ -3,6 +3,7 @@
 import type { Cell, ClassLive, LiveSnapshot, WorkerLive } from '../api/live';
 import { count, plural, wholePercent } from './format';
 import { duration } from './time';
+import { whyNotStarted } from './waiting';
 
 export interface Bar {
   /** Left edge and height, 0 to 1. */
@@ -63,7 +64,9 @@ export function freeSlots(snapshot: LiveSnapshot): { head: string; why: string }
   if (free === 0) return { head: 'No free slot', why: heard.length === 0 ? 'no worker is live' : 'every slot of the batch limit is taken' };
   const head = plural(free, 'free slot');
   if (isFull) return { head: `${head} that nobody can use`, why: `${heard.length === 1 ? 'the worker is' : 'every worker is'} out of KV blocks` };
-  return { head, why: snapshot.num_waiting === 0 ? 'nobody is waiting' : `${count(snapshot.num_waiting)} waiting` };
+  if (snapshot.num_waiting === 0) return { head, why: 'nobody is waiting' };
+  const reason = whyNotStarted(snapshot);
+  return { head, why: `${count(snapshot.num_waiting)} waiting${reason === '' ? '' : `. ${reason}`}` };
 }
 
 /** What stands in a class's parked column when no cell does, or below its cells. */

@@ -1,6 +1,6 @@
 // Snapshots for unit tests: quiet and complete, to be changed where a test says so.
 
-import type { ClassLive, LiveSnapshot, PromiseState, Verdict, WorkerLive } from '../api/live';
+import type { ClassLive, LiveSnapshot, PromiseState, TenantWaiting, Verdict, WorkerLive } from '../api/live';
 
 export const NOW = Date.UTC(2026, 10, 24, 3, 12, 6) / 1000;
 
@@ -27,7 +27,7 @@ export function aClass(id: string, changes: Partial<ClassLive> = {}): ClassLive 
     burn_rate: 0.4,
     share_due: 0.6,
     share_got: 0.58,
-    waiting: { num: 0, oldest_s: 0, num_late: 0, waits_s: [] },
+    waiting: { num: 0, oldest_s: 0, num_late: 0, waits_s: [], tenants: [], num_more: 0, num_more_tenants: 0 },
     num_running: 10,
     num_parked: 0,
     longest_parked_s: null,
@@ -35,6 +35,22 @@ export function aClass(id: string, changes: Partial<ClassLive> = {}): ClassLive 
     tokens_per_s: 100,
     num_refused: 0,
     preemptible: true,
+    ...changes,
+  };
+}
+
+export function aTenant(tenant: string, changes: Partial<TenantWaiting> = {}): TenantWaiting {
+  return {
+    tenant,
+    num: 1,
+    num_running: 0,
+    oldest_s: 4.2,
+    num_ahead: 0,
+    predicted_start_s: 3.1,
+    share_got: 0.61,
+    share_due: 0.5,
+    reason: 'all_slots',
+    why: ['All 8 slots are busy.', 'It is next in line.'],
     ...changes,
   };
 }

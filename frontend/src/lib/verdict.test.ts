@@ -32,6 +32,10 @@ describe('a broken promise', () => {
     expect(brokenFact(BROKEN, aClass('high', { tpot_state: late }), 300)).toBe('Last 5 min: 91.2 %; 317 of 3,604 came late.');
   });
 
+  it('says how many of the late ones still wait', () => {
+    expect(brokenFact(BROKEN, aClass('high', { num_overdue: 13 }), 300)).toBe('Last 5 min: 91.2 %; 317 of 3,604 came late, 13 still waiting.');
+  });
+
   it('says that it recovers, and from where on it is kept, instead of contradicting its share', () => {
     const state = { ...late, attainment: 0.9902 };
     const high = aClass('high', { attainment: 0.9902, tpot_state: state });
@@ -57,6 +61,16 @@ describe('a broken promise', () => {
 });
 
 describe('a quiet page', () => {
+  it('names a promise by its share while its late requests have no first token to measure', () => {
+    const none = { p50: null, p95: null, p99: null, num: 0 };
+    const verdict = aVerdict({ kind: 'kept', class_id: 'high', metric: 'ttft', num_late: 2, num_requests: 2, attainment: 0 });
+    const classes = [aClass('high', { ttft: none, attainment: 0, num_judged: 2, num_late: 2, num_overdue: 2 })];
+    expect(quietLine(aSnapshot({ verdict, classes }), NOW)).toEqual({
+      head: 'No promise broken',
+      say: 'Over its limit, but of too few requests to judge: high TTFT, 0 % in 800 ms, 99 % promised.',
+    });
+  });
+
   it('names the promise closest to its limit', () => {
     const snapshot = aSnapshot({ verdict: aVerdict({ class_id: 'high', metric: 'tpot' }) });
     expect(quietLine(snapshot, NOW)).toEqual({ head: 'All promises kept', say: 'Closest to its limit: high TPOT, p99 at 35 of 40 ms.' });

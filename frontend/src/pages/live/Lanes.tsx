@@ -11,6 +11,7 @@ import { drainState } from '../../lib/drain';
 import { count, objective, wholePercent } from '../../lib/format';
 import * as lanes from '../../lib/lanes';
 import { age, duration } from '../../lib/time';
+import { whyAnchor } from '../../lib/waiting';
 import { CellCard } from './CellCard';
 import { CellGroup } from './CellGroup';
 import { useLiveClock, usePanelState } from './clock';
@@ -166,6 +167,14 @@ function Waiting({ one }: { one: ClassLive }) {
         {waiting.num === 0 ? ' waiting' : ', oldest '}
         {waiting.num === 0 ? null : <b className={isLate ? 'bad' : ''}>{age(waiting.oldest_s)}</b>}
         {isLate ? <span className="bad">, {count(waiting.num_late)} late</span> : null}
+        {waiting.num === 0 ? null : (
+          <>
+            {' '}
+            <a className="why" href={`#${whyAnchor(one.id)}`} aria-label={`Why requests of ${one.id} wait`}>
+              why
+            </a>
+          </>
+        )}
       </p>
       <Strip one={one} />
     </>

@@ -18,6 +18,7 @@ import { Lanes } from './Lanes';
 import { PromiseCards } from './PromiseCards';
 import { Throughput } from './Throughput';
 import { AllDrain, SilentWorkers, VerdictPanel } from './VerdictPanel';
+import { WhoWaits } from './WhoWaits';
 
 const SPANS = [
   ['900', '15 min'],
@@ -85,6 +86,7 @@ function Content({ snapshot, points }: { snapshot: LiveSnapshot; points: readonl
         <Workers snapshot={snapshot} points={points} />
         <Energy snapshot={snapshot} />
       </section>
+      <WhoWaits snapshot={snapshot} />
       <Decisions snapshot={snapshot} />
     </>
   );

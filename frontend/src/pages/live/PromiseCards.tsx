@@ -15,6 +15,7 @@ import type { PanelState } from '../../lib/panelState';
 import { isOld } from '../../lib/panelState';
 import { duration } from '../../lib/time';
 import { budgetSpan, burnLine, isLate, isUndecided, keepsBoth, metricName, promiseLine, promised } from '../../lib/verdict';
+import { whyAnchor } from '../../lib/waiting';
 import { useLiveClock, usePanelState } from './clock';
 
 const PERCENTILES: readonly Percentile[] = ['p50', 'p95', 'p99'];
@@ -145,28 +146,34 @@ function Foot({ one }: { one: ClassLive }) {
   );
 }
 
-/** What the share is a share of: one late of three says less than ten of thirty. */
+/** What the share is a share of: one late of three says less than ten of thirty. Those that still wait go before it. */
 function Counts({ one }: { one: ClassLive }) {
   if (one.num_judged === 0) return null;
+  const judged = (
+    <span data-figure={`${one.id}.num_judged`} data-value={one.num_judged}>
+      {count(one.num_judged)}
+    </span>
+  );
   return (
     <span className="counts nw">
       <span data-figure={`${one.id}.num_late`} data-value={one.num_late}>
         {count(one.num_late)}
       </span>{' '}
-      late of{' '}
-      <span data-figure={`${one.id}.num_judged`} data-value={one.num_judged}>
-        {count(one.num_judged)}
-      </span>
-      {one.num_overdue === 0 ? null : (
-        <>
-          ,{' '}
-          <span data-figure={`${one.id}.num_overdue`} data-value={one.num_overdue}>
-            {count(one.num_overdue)}
-          </span>{' '}
-          still waiting
-        </>
-      )}
+      late
+      {one.num_overdue === 0 ? null : <Overdue one={one} />}
+      <span className={one.num_overdue === 0 ? '' : 'sr'}> of {judged}</span>
     </span>
+  );
+}
+
+function Overdue({ one }: { one: ClassLive }) {
+  return (
+    <>
+      ,{' '}
+      <a className="why" href={`#${whyAnchor(one.id)}`} data-figure={`${one.id}.num_overdue`} data-value={one.num_overdue}>
+        {count(one.num_overdue)} waiting
+      </a>
+    </>
   );
 }
 
