@@ -8,6 +8,7 @@ Validation collects every mistake with its path; see `check_policy`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Final, Literal
 
@@ -235,6 +236,23 @@ class Mistake(BaseModel):
     message: str
 
 
+class _Relation(Mistake):
+    """A mistake between fields: `involves` names all of them, as paths."""
+
+    involves: tuple[str, ...] = Field(exclude=True)
+
+
+PLACEHOLDERS: Final[dict[int | str, Any]] = {
+    "id": "",
+    "rank": 0,
+    "weight": 1.0,
+    "ttft_s": 1.0,
+    "tpot_s": 1.0,
+    "slo": {"ttft_s": 1.0, "tpot_s": 1.0},
+}
+"""What stands in for a required field that is wrong, while the others are compared."""
+
+
 class InvalidPolicy(ValueError):
     """A document that is not a policy; `mistakes` has every reason."""
 
@@ -248,7 +266,7 @@ def check_policy(document: Mapping[str, Any]) -> Policy:
     try:
         policy = Policy.model_validate(document)
     except ValidationError as error:
-        raise InvalidPolicy(tuple(_field_mistakes(error))) from error
+        raise InvalidPolicy((*_field_mistakes(error), *_mistakes_beside(document, error))) from error
     if mistakes := tuple(_relation_mistakes(policy)):
         raise InvalidPolicy(mistakes)
     return policy
@@ -287,6 +305,42 @@ def _field_mistakes(error: ValidationError) -> Iterator[Mistake]:
         yield Mistake(path=path, message=_in_words(problem["type"], problem["msg"], problem.get("input")))
 
 
+def _mistakes_beside(document: Mapping[str, Any], error: ValidationError) -> tuple[Mistake, ...]:
+    """What is wrong between the fields that are right: the others are replaced, and what involves them is not told."""
+    places = [problem["loc"] for problem in error.errors(include_url=False, include_input=False)]
+    mended = copy.deepcopy(dict(document))
+    for place in places:
+        _mend(mended, place)
+    try:
+        policy = Policy.model_validate(mended)
+    except ValidationError:
+        return ()
+    unknown = tuple(".".join(str(part) for part in place) for place in places)
+    found = tuple(_relation_mistakes(policy))
+    return tuple(one for one in found if not any(_covers(bad, path) for bad in unknown for path in one.involves))
+
+
+def _mend(document: Any, place: tuple[int | str, ...]) -> None:
+    """Put something valid where a field is wrong: its default, or a placeholder where it has none."""
+    *parents, last = place
+    owner = document
+    try:
+        for part in parents:
+            owner = owner[part]
+    except (KeyError, IndexError, TypeError):
+        return
+    if not isinstance(owner, dict):
+        return
+    owner.pop(last, None)
+    if last in PLACEHOLDERS:
+        number = next((part for part in parents if isinstance(part, int)), 0)
+        owner[last] = f"unknown-{number}" if last == "id" else PLACEHOLDERS[last]
+
+
+def _covers(place: str, path: str) -> bool:
+    return path == place or path.startswith(f"{place}.") or place.startswith(f"{path}.")
+
+
 def _in_words(kind: str, message: str, value: object) -> str:
     if kind == "missing":
         return "is required"
@@ -295,63 +349,73 @@ def _in_words(kind: str, message: str, value: object) -> str:
     return f"{message[0].lower()}{message[1:]}; got {value!r}"
 
 
-def _relation_mistakes(policy: Policy) -> Iterator[Mistake]:
+def _relation_mistakes(policy: Policy) -> Iterator[_Relation]:
     yield from _class_list_mistakes(policy)
     for index, one in enumerate(policy.classes):
         yield from _class_mistakes(f"classes.{index}", one)
     limit = policy.batch_limit
     if limit.max_slots is not None and limit.max_slots < limit.min_slots:
-        yield Mistake(
+        yield _Relation(
             path="batch_limit.max_slots",
+            involves=("batch_limit.max_slots", "batch_limit.min_slots"),
             message=f"{limit.max_slots} is below the least, {limit.min_slots}. Choose {limit.min_slots} or more.",
         )
     if policy.step.max_chunk_tokens > policy.step.max_num_batched_tokens:
-        yield Mistake(
+        yield _Relation(
             path="step.max_chunk_tokens",
+            involves=("step.max_chunk_tokens", "step.max_num_batched_tokens"),
             message=f"a chunk of {policy.step.max_chunk_tokens} tokens never fits the step's budget of "
             f"{policy.step.max_num_batched_tokens}. Choose at most that.",
         )
 
 
-def _class_list_mistakes(policy: Policy) -> Iterator[Mistake]:
-    seen_ids: set[str] = set()
-    seen_ranks: dict[int, str] = {}
+def _class_list_mistakes(policy: Policy) -> Iterator[_Relation]:
+    seen_ids: dict[str, int] = {}
+    seen_ranks: dict[int, int] = {}
     for index, one in enumerate(policy.classes):
         if one.id in seen_ids:
-            yield Mistake(path=f"classes.{index}.id", message=f"{one.id} is the name of another class too")
+            path = f"classes.{index}.id"
+            involves = (path, f"classes.{seen_ids[one.id]}.id")
+            message = f"{one.id} is the name of another class too"
+            yield _Relation(path=path, involves=involves, message=message)
         elif one.rank in seen_ranks:
-            yield Mistake(
-                path=f"classes.{index}.rank",
-                message=f"{one.rank} is the rank of {seen_ranks[one.rank]} too. Give each class its own.",
-            )
-        seen_ids.add(one.id)
-        seen_ranks.setdefault(one.rank, one.id)
+            path, other = f"classes.{index}.rank", seen_ranks[one.rank]
+            involves = (path, f"classes.{other}.rank")
+            message = f"{one.rank} is the rank of {policy.classes[other].id} too. Give each class its own."
+            yield _Relation(path=path, involves=involves, message=message)
+        seen_ids.setdefault(one.id, index)
+        seen_ranks.setdefault(one.rank, index)
+    ids = tuple(f"classes.{index}.id" for index in range(len(policy.classes)))
     if policy.default_class is not None and policy.default_class not in seen_ids:
-        yield Mistake(path="default_class", message=f"{policy.default_class} is not a class of this policy")
+        message = f"{policy.default_class} is not a class of this policy"
+        yield _Relation(path="default_class", involves=("default_class", *ids), message=message)
     for old, fallback in policy.retired.items():
-        yield from _retired_mistakes(policy, seen_ids, old, fallback)
+        if message := _retired_mistake(policy, set(seen_ids), old, fallback):
+            yield _Relation(path=f"retired.{old}", involves=("retired", *ids), message=message)
 
 
-def _retired_mistakes(policy: Policy, active: set[str], old: str, fallback: str) -> Iterator[Mistake]:
+def _retired_mistake(policy: Policy, active: set[str], old: str, fallback: str) -> str:
     if old in active:
-        yield Mistake(path=f"retired.{old}", message=f"{old} is still a class; class ids are permanent")
-        return
+        return f"{old} is still a class; class ids are permanent"
     try:
         policy.find(fallback)
     except KeyError:
-        yield Mistake(path=f"retired.{old}", message=f"{fallback} does not lead to a class of this policy")
+        return f"{fallback} does not lead to a class of this policy"
+    return ""
 
 
-def _class_mistakes(path: str, one: ClassPolicy) -> Iterator[Mistake]:
+def _class_mistakes(path: str, one: ClassPolicy) -> Iterator[_Relation]:
     if one.max_wait_s < one.slo.ttft_s:
-        yield Mistake(
+        yield _Relation(
             path=f"{path}.max_wait_s",
+            involves=(f"{path}.max_wait_s", f"{path}.slo.ttft_s"),
             message=f"{one.id}: {one.max_wait_s:g} s is shorter than its TTFT objective of {one.slo.ttft_s:g} s, "
             f"so requests would count as starving before they are late. Choose {one.slo.ttft_s:g} s or more.",
         )
     if (one.slo.e2e_s is None) != (one.slo.e2e_target is None):
         missing = "e2e_s" if one.slo.e2e_s is None else "e2e_target"
-        yield Mistake(
+        yield _Relation(
             path=f"{path}.slo.{missing}",
+            involves=(f"{path}.slo.e2e_s", f"{path}.slo.e2e_target"),
             message="an end-to-end promise has an objective and a share; give both or neither",
         )

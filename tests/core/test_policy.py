@@ -47,6 +47,41 @@ def test_a_value_out_of_range_is_shown() -> None:
     assert (path, message.endswith("got -1")) == ("classes.2.weight", True)
 
 
+def test_mistakes_between_fields_are_told_beside_those_of_single_ones() -> None:
+    document = a_document()
+    document["classes"][0]["weight"] = -1
+    document["classes"][0]["max_wait_s"] = 0.05  # shorter than its TTFT objective of 0.1 s
+    document["batch_limit"] |= {"min_slots": 8, "max_slots": 4}
+    document["default_class"] = "nobody"
+    assert [one.path for one in mistakes_in(document)] == [
+        "classes.0.weight", "default_class", "classes.0.max_wait_s", "batch_limit.max_slots",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ({"ttft_s": -1.0}, {"max_wait_s": 0.05}),  # who knows which objective was meant
+        ({"rank": -1}, {"rank": 1}),  # of the next class
+        ({"id": "Not An Id"}, {}),
+    ],
+)
+def test_nothing_is_said_of_a_field_that_is_wrong_itself(wrong: dict[str, Any], right: dict[str, Any]) -> None:
+    document = a_document()
+    document["default_class"] = "high"
+    first = document["classes"][0]
+    (first["slo"] if "ttft_s" in wrong else first).update(wrong)
+    (first if "max_wait_s" in right else document["classes"][1]).update(right)
+    path, _ = the_mistake_in(document)
+    assert path.split(".")[-1] == next(iter(wrong))
+
+
+@pytest.mark.parametrize("part", ["classes", "step", "retired"])
+def test_a_document_that_cannot_be_mended_is_refused_all_the_same(part: str) -> None:
+    document = {**a_document(), part: "nonsense"}
+    assert the_mistake_in(document)[0] == part
+
+
 def test_all_mistakes_are_told_at_once() -> None:
     document = a_document()
     document["classes"][0]["weight"] = 0
