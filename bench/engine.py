@@ -22,9 +22,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import psutil
 import torch
 import transformers
 
+from bench.engine_peers import continuous_tokens_per_s, generate_tokens_per_s
+from bench.engine_preempt import NUM_NEIGHBOURS, PreemptBench
+from bench.engine_prefix import NUM_REQUESTS, prefix_rows
 from scheduler_worker.core.plan import Applied, StepPlan
 from scheduler_worker.core.policy import ClassPolicy, Policy, Slo, Step
 from scheduler_worker.core.scheduler import Scheduler
@@ -241,12 +245,12 @@ class Bench:
         self.rows.append(row)
         print(json.dumps(row), flush=True)
 
-    def executor(self, num_slots: int, max_model_len: int = 2048) -> TorchExecutor:
+    def executor(self, num_slots: int, max_model_len: int = 2048, swap_bytes: int = 0) -> TorchExecutor:
         given = EngineSettings(
             model="random",
             num_slots=num_slots,
             max_model_len=max_model_len,
-            swap_bytes=0,
+            swap_bytes=swap_bytes,
             kv_fraction=self._arguments.kv_fraction,
             attention_backend=self._arguments.attention,
             cuda_graphs=self._arguments.graphs,
@@ -286,6 +290,38 @@ class Bench:
         rate = prefill_operations(self._shape, num_tokens) / seconds
         self.add("prefill", num_tokens, seconds * 1e3, "ms")
         self.add("prefill_rate", num_tokens, rate / matmul_rate(self._device) * 100, "% of matmul")
+
+    def first_token(self, executor: TorchExecutor) -> None:
+        """Seconds from the start of this process to the first token of its first request."""
+        loop = Loop(executor, self._arguments.token_budget)
+        loop.add(workload(1, self._shape["vocab_size"]))
+        while not loop.turn().num_tokens:
+            pass
+        started_at = psutil.Process().create_time()
+        self.add("start_to_first_token", executor.capacity.num_slots, time.time() - started_at, "s")
+        loop.abandon()
+
+    def preempt(self) -> None:
+        """See `bench.engine_preempt`."""
+        executor = self.executor(NUM_NEIGHBOURS + 2, 3072, swap_bytes=1 << 30)
+        PreemptBench(executor, self._shape["vocab_size"]).run(self.add)
+        executor.close()
+
+    def prefix(self) -> None:
+        """See `bench.engine_prefix`."""
+        executor = self.executor(NUM_REQUESTS, 3072)
+        policy = _policy(self._arguments.token_budget, 2048)
+        prefix_rows(executor, policy, self._shape["vocab_size"], self.add)
+        executor.close()
+
+    def transformers(self, num_slots: int) -> None:
+        """See `bench.engine_peers`; before an executor has changed the model."""
+        asked = [(one.token_ids, one.max_tokens) for one in workload(128, self._shape["vocab_size"])]
+        asked = asked[:num_slots]
+        rate = generate_tokens_per_s(self._model, asked, 0)
+        self.add("generate: static batch", num_slots, rate, "tokens/s")
+        rate = continuous_tokens_per_s(self._model, asked, num_slots)
+        self.add("transformers: continuous batching", num_slots, rate, "tokens/s")
 
     def kernels(self, executor: TorchExecutor, batch: int) -> None:
         """Print where a decode step's time goes, by kernel."""
@@ -478,8 +514,12 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     arguments = parse()
     bench = Bench(arguments)
+    if "transformers" in arguments.parts:
+        bench.transformers(min(arguments.batches, key=lambda batch: abs(batch - 32)))
     for num_slots in sorted(_slots(arguments), reverse=True):
         executor = bench.executor(num_slots)
+        if "start" in arguments.parts:
+            bench.first_token(executor)
         if "decode" in arguments.parts and num_slots == max(arguments.batches):
             for batch in arguments.batches:
                 bench.decode(executor, batch)
@@ -493,6 +533,10 @@ def main() -> None:
         executor.close()
         del executor
         torch.cuda.empty_cache()
+    if "preempt" in arguments.parts:
+        bench.preempt()
+    if "prefix" in arguments.parts:
+        bench.prefix()
     if "prefill" in arguments.parts:
         for num_tokens in (2048, 8192):
             bench.prefill(bench.executor(2, num_tokens + 16), num_tokens)
@@ -502,7 +546,7 @@ def main() -> None:
 
 
 def _slots(arguments: argparse.Namespace) -> set[int]:
-    slots = {max(arguments.batches)} if {"decode", "kernels"} & set(arguments.parts) else set()
+    slots = {max(arguments.batches)} if {"decode", "kernels", "start"} & set(arguments.parts) else set()
     if {"throughput", "busy", "static"} & set(arguments.parts):
         slots |= {WORKLOADS[name][1] for name in arguments.workloads}
     return slots

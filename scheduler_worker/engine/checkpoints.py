@@ -1,8 +1,8 @@
 """KV checkpoints: the blocks of a preempted sequence, kept in host memory or as safetensors files.
 
-On CUDA the blocks are gathered in stream order, so they may be overwritten by the step that follows, and
-travel to pinned memory on a stream of their own. Files are written by a thread of their own; whoever loads
-one waits for it.
+On CUDA, those kept in memory are `pinned_checkpoints`'. For a file the blocks are gathered in stream order, so they
+may be overwritten by the step that follows, and travel to pinned memory on a stream of their own; a thread of its own
+writes it, and whoever loads one waits for it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from scheduler_worker.engine.attention.base import to_device
 from scheduler_worker.engine.errors import CheckpointDamaged
 from scheduler_worker.engine.kv_cache import KVCache
 from scheduler_worker.engine.sequences import EngineSequence
@@ -66,13 +67,13 @@ class BlockCopier:
         self._stream = torch.cuda.Stream(self._device) if self._device.type == "cuda" else None
 
     def to_host(self, blocks: tuple[int, ...]) -> HostBlocks:
-        index = torch.tensor(blocks, dtype=torch.int64, device=self._device)
+        index = to_device(np.array(blocks, dtype=np.int64), self._device)
         keys, values = self._cache.keys.index_select(1, index), self._cache.values.index_select(1, index)
         return HostBlocks(keys, values) if self._stream is None else self._download(keys, values)
 
     def to_device(self, host: HostBlocks, blocks: tuple[int, ...]) -> None:
         count = min(len(blocks), host.keys.shape[1])
-        index = torch.tensor(blocks[:count], dtype=torch.int64, device=self._device)
+        index = to_device(np.array(blocks[:count], dtype=np.int64), self._device)
         for cached, kept in ((self._cache.keys, host.keys), (self._cache.values, host.values)):
             cached.index_copy_(1, index, kept[:, :count].to(self._device, non_blocking=True))
 
@@ -94,7 +95,7 @@ def _to_pinned(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class MemoryCheckpoints:
-    """Checkpoints in host memory; the core's `num_swap_blocks` bounds them."""
+    """Checkpoints in host memory, on a CPU; the core's `num_swap_blocks` bounds them."""
 
     def __init__(self, cache: KVCache) -> None:
         self._copier = BlockCopier(cache)

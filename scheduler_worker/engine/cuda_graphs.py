@@ -23,6 +23,7 @@ from scheduler_worker.engine.attention.opaque import OPAQUE_NAME, attending
 from scheduler_worker.engine.batch import PackedBatch
 from scheduler_worker.engine.inspection import own_attention
 from scheduler_worker.engine.kv_cache import KVCache
+from scheduler_worker.engine.rotary import one_rotary_kernel
 from scheduler_worker.engine.sampling import Sampled
 
 logger = logging.getLogger(__name__)
@@ -199,7 +200,7 @@ class StepGraphs:
         torch.cuda.empty_cache()
         started, free = time.perf_counter(), torch.cuda.mem_get_info()[0]
         pool = torch.cuda.graph_pool_handle()
-        with own_attention(self._model, OPAQUE_NAME):
+        with own_attention(self._model, OPAQUE_NAME), one_rotary_kernel(self._model):
             for number, shape in enumerate(shapes, start=1):
                 graph = self._build(shape)
                 graph.capture(self._forward, pool)

@@ -37,6 +37,7 @@ from scheduler_worker.engine.inspection import check_logits, check_tokens, inspe
 from scheduler_worker.engine.kv_cache import KVCache, kv_shape
 from scheduler_worker.engine.loading import LoadedModel, fingerprint
 from scheduler_worker.engine.outputs import NOT_FINITE, LaunchedStep, filled_blocks, step_rows
+from scheduler_worker.engine.pinned_checkpoints import PinnedCheckpoints
 from scheduler_worker.engine.runner import ModelRunner
 from scheduler_worker.engine.sampling import Sampled, Sampler, why_invalid
 from scheduler_worker.engine.sequences import EngineSequence, new_sequence
@@ -409,8 +410,13 @@ def _backend(
 
 def _checkpoints(settings: EngineSettings, cache: KVCache, loaded: LoadedModel) -> CheckpointStore:
     if settings.checkpoint_dir is None:
-        return MemoryCheckpoints(cache)
+        return _memory_checkpoints(settings, cache)
     return DiskCheckpoints(cache, Path(settings.checkpoint_dir), fingerprint(loaded.model))
+
+
+def _memory_checkpoints(settings: EngineSettings, cache: KVCache) -> CheckpointStore:
+    num_blocks = settings.swap_bytes // cache.shape.block_bytes
+    return PinnedCheckpoints(cache, num_blocks) if cache.keys.is_cuda else MemoryCheckpoints(cache)
 
 
 @torch.inference_mode()

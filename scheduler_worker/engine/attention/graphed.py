@@ -1,4 +1,7 @@
-"""FlashInfer's paged attention for captured steps: fixed shapes, fixed buffers, new contents in every step."""
+"""Paged attention for captured steps: fixed shapes, fixed buffers, new contents in every step.
+
+Rows of one token by our own kernel, longer chunks by FlashInfer's.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import torch
 from scheduler_worker.engine.attention.base import AttentionBatch, IntArray, LayerSpec
 from scheduler_worker.engine.attention.capturable import GraphShape, PinnedMirror
 from scheduler_worker.engine.attention.kv_write import write_kv
+from scheduler_worker.engine.attention.paged_decode import PagedDecode
 from scheduler_worker.engine.kv_cache import KVCache
 
 _MIN_WORKSPACE_BYTES: Final = 128 << 20
@@ -28,7 +32,7 @@ class GraphWorkspaces:
     """Scratch memory of FlashInfer's kernels, shared by all graphs: they run one after the other."""
 
     def __init__(self, layers: tuple[LayerSpec, ...], largest: GraphShape, device: torch.device) -> None:
-        self.decode = _workspace(_split_bytes(layers, largest.num_decode_rows, 16), device)
+        self.decode = PagedDecode(layers, largest.num_decode_rows, device)
         tiles = -(-largest.num_chunk_tokens * _max_shared(layers) // _MAX_TILE) + largest.num_chunks
         self.chunks = _workspace(_split_bytes(layers, tiles, _MAX_TILE), device)
 
@@ -67,20 +71,20 @@ class GraphedAttention:
         self._layers = layers
         self._shape = shape
         self._write_index = write_index
-        self._decode = self._chunks = None
+        self._decode: _Rows | None = None
+        self._chunks: _Chunks | None = None
         rows, chunks, tokens = shape.num_decode_rows, shape.num_chunks, shape.num_chunk_tokens
         if rows:
-            self._decode = _Part(cache, layers, workspaces.decode, rows, num_columns, rows)
-            self._decode.capture(np.arange(rows + 1))
+            self._decode = _Rows(cache, workspaces.decode, rows, num_columns)
         if chunks:
-            self._chunks = _Part(cache, layers, workspaces.chunks, chunks, num_columns, tokens)
+            self._chunks = _Chunks(cache, layers, workspaces.chunks, chunks, num_columns, tokens)
             self._chunks.capture(np.append(np.minimum(np.arange(chunks), tokens), tokens))
 
     def stage(self, batch: AttentionBatch) -> None:
         """Describe a step's rows to the captured kernels."""
         split = batch.num_decode_rows
         if self._decode is not None:
-            self._decode.stage(batch, 0, split)
+            self._decode.stage(batch)
         if self._chunks is not None:
             self._chunks.stage(batch, split, batch.num_rows)
 
@@ -93,14 +97,53 @@ class GraphedAttention:
         out = torch.empty_like(query)
         split = self._shape.num_decode_rows
         if self._decode is not None:
-            self._decode.wrappers[spec].run(query[:split], cache, out=out[:split])
+            self._decode.attend(spec, query[:split], cache, out[:split])
         if self._chunks is not None:
             self._chunks.wrappers[spec].run(query[split:], cache, out=out[split:])
         return out
 
 
-class _Part:
-    """The one-token rows of a graph, or its chunks: `num_rows` rows with their block tables.
+class _Rows:
+    """The one-token rows of a graph: where each row's blocks begin, its tokens of context, and the blocks, in one
+    buffer that one copy sends. Rows beyond the step's own have no tokens."""
+
+    def __init__(self, cache: KVCache, decode: PagedDecode, num_rows: int, num_columns: int) -> None:
+        self._decode = decode
+        self._num_rows = num_rows
+        self._block_size = cache.shape.block_size
+        self._mirror = PinnedMirror(num_rows * (2 + num_columns), torch.int32, cache.keys.device)
+        self._host = self._cut(self._mirror.host)
+        self._device = self._cut(self._mirror.device)
+
+    def _cut(self, whole: Any) -> tuple[Any, Any, Any]:
+        rows = self._num_rows
+        return whole[:rows], whole[rows : 2 * rows], whole[2 * rows :]
+
+    def stage(self, batch: AttentionBatch) -> None:
+        rows = batch.num_decode_rows
+        begins, lengths, blocks = self._host
+        lengths[:rows] = batch.lengths[:rows]
+        lengths[rows:] = 0
+        counts = -(-lengths[:rows] // self._block_size)
+        ends = np.cumsum(counts)
+        begins[:rows] = ends - counts
+        table = batch.block_tables[batch.slots[:rows], : int(counts.max(initial=1))]
+        used = table[np.arange(table.shape[1]) < counts[:, None]]
+        blocks[: len(used)] = used
+        self._mirror.upload(2 * self._num_rows + len(used))
+
+    def attend(
+        self,
+        spec: LayerSpec,
+        query: torch.Tensor,
+        caches: tuple[torch.Tensor, torch.Tensor],
+        out: torch.Tensor,
+    ) -> None:
+        self._decode.run(spec, query, caches, *self._device, out)
+
+
+class _Chunks:
+    """The chunks of a graph: `num_rows` of them with their block tables.
 
     One buffer holds, in this order, where each row's queries and blocks begin, how full its last block is,
     and the blocks; one copy sends it.
