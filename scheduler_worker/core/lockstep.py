@@ -92,7 +92,7 @@ class Lockstep:
         """What grows, by its place in the rows but for those `absent`."""
         index = self._index
         if not (places := self._places(absent)):
-            return {index[seq_id]: blocks for seq_id, blocks in growth.items()}
+            return dict(zip(map(index.__getitem__, growth), growth.values(), strict=True))
         grown = {index[seq_id]: blocks for seq_id, blocks in growth.items() if seq_id not in absent}
         return {place - bisect(places, place): blocks for place, blocks in grown.items()}
 

@@ -104,6 +104,11 @@ class ClassQueue:
     def __len__(self) -> int:
         return self.by_age.num_live
 
+    def is_pressed(self, until: float) -> bool:
+        """Whether the last moment to start passes for somebody until then."""
+        first = self.by_latest_start.first()
+        return first is not None and first.latest_start_at <= until
+
 
 class ClassQueues:
     """All waiting sequences of one kind (not yet claimed, or ready to start on this worker)."""
@@ -175,10 +180,7 @@ class ClassQueues:
 
     def has_urgent(self, now: float, within_s: float) -> bool:
         """Whether somebody may be about to miss a TTFT objective; after `advance`."""
-        return any(
-            (first := queue.by_latest_start.first()) is not None and first.latest_start_at <= now + within_s
-            for queue in self.classes.values()
-        )
+        return any([queue.is_pressed(now + within_s) for queue in self.classes.values()])
 
     def advance(self, now: float) -> None:
         """Those that can no longer meet their TTFT objective go behind those that can."""

@@ -164,9 +164,9 @@ class State:
         """Blocks for its tokens and for the growth that the policy reserves (not in lockstep)."""
         expected = self.output_lengths(sequence.class_id).expected(sequence.max_tokens)
         growth = max(0, expected - sequence.num_sampled) * self.policy.memory.reserve_growth
+        known = sequence.num_tokens
         most = sequence.num_prompt_tokens + sequence.max_tokens - 1
-        num_tokens = max(sequence.num_tokens, min(sequence.num_tokens + int(growth), most))
-        return self.pool.blocks_for(num_tokens)
+        return self.pool.blocks_for(max(known, min(known + int(growth), most)))
 
     def rest_of(self, sequence: Sequence) -> int:
         """Tokens that it is expected to make yet, as far as the policy reserves for them."""

@@ -8,7 +8,7 @@ the order of `core.turns`, and only while budget remains.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
+from typing import Final, NamedTuple
 
 from scheduler_worker.core.chunks import NO_BLOCKS, StepChunks
 from scheduler_worker.core.growth import Growth, Rest
@@ -31,6 +31,14 @@ MIN_PREFILL_TOKENS: Final = 32
 MIN_TOKEN_S: Final = 1e-9
 CHUNK_HEADROOM: Final = 0.95  # steps filled to the objective itself end above it half the time, and shrink the limit
 Key = tuple[int, int, float, int]
+
+
+class Need(NamedTuple):
+    """What a candidate takes: its prefix hits, the blocks promised to it, and those of them that are not there."""
+
+    hits: list[int]
+    num_promised: int
+    num_missing: int
 
 
 class StepBuilder:
@@ -298,32 +306,33 @@ class StepBuilder:
         urgent = is_urgent(candidate, self._now, self._state.policy.step.rescue_within_s)
         if not urgent and not self._has_slot():
             return reason is Reason.STARVING
-        hits, missing = self._blocks_missing(candidate)
-        if urgent and (missing > 0 or not self._has_slot()):
-            self._make_way(candidate, missing)
-            hits, missing = self._blocks_missing(candidate)
+        need = self._need(candidate)
+        if urgent and (need.num_missing > 0 or not self._has_slot()):
+            self._make_way(candidate, need.num_missing)
+            need = self._need(candidate)
         if not self._has_slot():
             return reason in (Reason.STARVING, Reason.RESCUE)
-        if missing > 0:
-            return self._wait_for_blocks(candidate, missing)
+        if need.num_missing > 0:
+            return self._wait_for_blocks(candidate, need.num_missing)
         if not self._may_pass_the_blocked():
             return False
-        self._start(candidate, reason, hits, turns)
+        self._start(candidate, reason, need, turns)
         return True
 
     def _has_slot(self) -> bool:
         return bool(self._slots) and self._num_rows < self._row_limit
 
-    def _blocks_missing(self, candidate: Sequence) -> tuple[list[int], int]:
-        """Its prefix hits, and how many blocks it lacks beyond what is free and not promised."""
+    def _need(self, candidate: Sequence) -> Need:
+        """Its prefix hits, what is promised to it, and how many blocks it lacks beyond what is free and not promised."""
         hits: list[int] = []
         if candidate.hashes and candidate.checkpoint_blocks == 0:
             hits = self._draft.match(candidate.hashes, (candidate.num_tokens - 1) // self._state.capacity.block_size)
         by_hits = len(hits) - self._draft.num_idle(hits) if hits else 0
-        missing = self._state.blocks_promised_to(candidate) - by_hits - self._draft.num_unpromised
+        num_promised = self._state.blocks_promised_to(candidate)
+        missing = num_promised - by_hits - self._draft.num_unpromised
         if missing > 0 and (self._is_alone() or self._fits_as_others_end(candidate)):
             missing = self._state.pool.blocks_for(candidate.num_tokens) - by_hits - self._draft.num_available
-        return hits, missing
+        return Need(hits, num_promised, missing)
 
     def _fits_as_others_end(self, candidate: Sequence) -> bool:
         """Whether its growth fits into what others give back in time, though not all growth at once does."""
@@ -365,18 +374,18 @@ class StepBuilder:
             head.num_bypasses + self._bypassed.count(head.seq_id) < self._max_bypasses for head in self._blocked
         )
 
-    def _start(self, candidate: Sequence, reason: Reason, hits: list[int], turns: Turns) -> None:
-        state = self._state
+    def _start(self, candidate: Sequence, reason: Reason, need: Need, turns: Turns) -> None:
+        state, hits = self._state, need.hits
         slot = self._slots.pop(0)
         self._num_rows += 1
         start = candidate.num_computed if candidate.checkpoint_blocks else len(hits) * state.capacity.block_size
-        left = candidate.num_tokens - start
-        num_tokens = min(left, self._budget, state.policy.step.max_chunk_tokens)
-        self._draft.take_hits(hits)
-        self._draft.num_promised += state.blocks_promised_to(candidate)
-        self._draft.num_promised -= state.pool.blocks_for(start + num_tokens)
-        fresh = self._draft.take(state.pool.blocks_for(start + num_tokens) - len(hits))
-        self._num_started_blocks += len(hits) + len(fresh)
+        num_tokens = min(candidate.num_tokens - start, self._budget, state.policy.step.max_chunk_tokens)
+        num_blocks = state.pool.blocks_for(start + num_tokens)
+        if hits:
+            self._draft.take_hits(hits)
+        self._draft.num_promised += need.num_promised - num_blocks
+        fresh = self._draft.take(num_blocks - len(hits))
+        self._num_started_blocks += num_blocks
         self._started.append(candidate)
         if self._growth_ahead is not None:
             self._growth_ahead.add(*self._rest(candidate))
@@ -388,7 +397,7 @@ class StepBuilder:
         else:
             self._append(candidate, slot, start, num_tokens, True, (*hits, *fresh))
         turns.charge(candidate, self._whole_cost(candidate, start) if reason is Reason.STARVING else cost)
-        self._bypassed.extend(head.seq_id for head in self._blocked)
+        self._bypassed.extend([head.seq_id for head in self._blocked])
 
     def _say_started(self, candidate: Sequence, reason: Reason, start: int) -> None:
         numbers: dict[str, float | int | str] = {"num_cached_tokens": start}

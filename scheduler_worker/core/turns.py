@@ -42,7 +42,7 @@ class Turns:
         self._tenant_extra: dict[str, Extra] = {}
         self._taken: set[str] = set()
         self._refused: set[str] = set()
-        self._classes = [queue_id for queue_id, queue in queues.classes.items() if len(queue)]
+        self._classes = {class_id: queue for class_id, queue in queues.classes.items() if len(queue)}
         self._class_turns: dict[str, _ClassTurn] = {}
         self._standings = {
             one.key: ledger.counter(one) + self._extra.get(one.key, 0.0)
@@ -109,8 +109,7 @@ class Turns:
     def _walk_starving(self) -> Iterator[Sequence]:
         if not self._policy.starvation.enabled:
             return iter(())
-        queues = [self._queues.classes[class_id] for class_id in self._classes]
-        walks = [self._starving_in(one) for one in queues if self._starves(one.by_age.first())]
+        walks = [self._starving_in(one) for one in self._classes.values() if self._starves(one.by_age.first())]
         return merge(*walks, key=lambda sequence: (sequence.bound_at, sequence.number)) if walks else iter(())
 
     def _starves(self, sequence: Sequence | None) -> bool:
@@ -125,13 +124,7 @@ class Turns:
     def _walk_urgent(self) -> Iterator[Sequence]:
         within_s = self._policy.step.rescue_within_s
         until = self._now + within_s
-        queues = [self._queues.classes[class_id] for class_id in self._classes]
-        firsts = [one.by_latest_start.first() for one in queues]
-        pressed = [
-            queue
-            for queue, first in zip(queues, firsts, strict=True)
-            if first is not None and first.latest_start_at <= until
-        ]
+        pressed = [queue for queue in self._classes.values() if queue.is_pressed(until)]
         for queue in sorted(pressed, key=_rank_of):
             for sequence in queue.by_latest_start.in_order():
                 if sequence.latest_start_at > until or sequence.class_id in self._refused:
@@ -145,7 +138,7 @@ class Turns:
             sequence = self._turn_of(class_id).next(self._taken)
             if sequence is not None:
                 return sequence
-            self._classes.remove(class_id)
+            del self._classes[class_id]
         return None
 
     def _class_order(self, class_id: str) -> tuple[float, int]:
