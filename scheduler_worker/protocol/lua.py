@@ -212,7 +212,7 @@ RESERVE: Final = _script(
 local id, class_id, cost, limit, ttl_s = ARGV[2], ARGV[3], ARGV[4], tonumber(ARGV[5]), tonumber(ARGV[6])
 drop_expired_reservations()
 local load, at = redis.call('HGETALL', CLASS_LOAD), now()
-local function reply(accepted) return {accepted, string.format('%.6f', at), load} end
+local function reply(accepted) return {accepted, string.format('%.6f', at), load, redis.call('HLEN', CLAIMS)} end
 if redis.call('HEXISTS', RESERVATIONS, id) == 1 then return reply(1) end
 if redis.call('EXISTS', PAYLOAD .. id) == 1 then return reply(1) end
 if tonumber(redis.call('HGET', CLASS_LOAD, class_id .. ':num') or 0) >= limit then return reply(0) end

@@ -55,11 +55,12 @@ class ClassReserve:
 
 @dataclass(frozen=True, slots=True)
 class Reserved:
-    """`load` is every class's before this request; `at` is Redis's time."""
+    """`load` is every class's before this request; `at` is Redis's time; `num_claimed` requests are with workers."""
 
     accepted: bool
     at: float
     load: dict[str, ClassReserve]
+    num_claimed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,8 +275,8 @@ def _pairs(flat: Sequence[Any]) -> dict[Any, Any]:
 
 
 def _reserved(reply: Any) -> Reserved:
-    accepted, at, load = reply
-    return Reserved(bool(accepted), float(at), read_class_load(_pairs(load)))
+    accepted, at, load, num_claimed = reply
+    return Reserved(bool(accepted), float(at), read_class_load(_pairs(load)), int(num_claimed))
 
 
 def _arrival_number(reply: Any) -> int | None:

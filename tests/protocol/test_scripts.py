@@ -105,6 +105,12 @@ class TestReserve:
         reply = pool.run(scripts.reserve(POOL, "b", "high", 2.5, queue_limit=2))
         assert (reply.accepted, reply.load) == (True, {"high": ClassReserve(1, 10.0)})
 
+    def test_it_tells_how_many_requests_workers_hold(self, pool: Pool) -> None:
+        for request_id in ("a", "b", "c"):
+            pool.enqueue(request_id)
+        pool.claim("w1", "a", "b")
+        assert pool.run(scripts.reserve(POOL, "d", "high", 1.0, queue_limit=9)).num_claimed == 2
+
     def test_it_refuses_at_the_limit(self, pool: Pool) -> None:
         pool.run(scripts.reserve(POOL, "a", "high", 1.0, queue_limit=1))
         assert not pool.run(scripts.reserve(POOL, "b", "high", 1.0, queue_limit=1)).accepted
