@@ -43,7 +43,7 @@ class Admission:
         self._reserve: ScriptBatcher[Reserved] = ScriptBatcher(client)
         self._unreserve: ScriptBatcher[bool] = ScriptBatcher(client)
         self._quotas = Quotas(pool, client)
-        self.forecast = Forecast()
+        self.forecast = Forecast(time.perf_counter())
 
     def policy(self) -> Policy:
         """The live policy; raises `Unavailable` while none is known."""
@@ -98,8 +98,9 @@ class Admission:
         self._refuse(key, rules, sized, decision.reason, _numbers(decision))
 
     def _decide(self, policy: Policy, ask: core.Ask, reserved: Reserved) -> core.Admitted | core.Refused:
+        view, now = self._view, time.perf_counter()
         return self.forecast.decide(
-            policy, ask, reserved.load, self._view.workers, self._view.num_gateways, time.perf_counter()
+            policy, ask, reserved.load, view.workers, view.num_gateways, now, reserved.num_claimed
         )
 
     def _refuse(

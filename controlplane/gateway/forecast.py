@@ -15,8 +15,8 @@ from scheduler_worker.protocol.scripts import ClassReserve
 class Forecast:
     """Arrivals and answers are this gateway's own; they are taken for a fair sample of what the others see."""
 
-    def __init__(self) -> None:
-        self._forecast = pure.Forecast()
+    def __init__(self, opened_at: float | None = None) -> None:
+        self._forecast = pure.Forecast(opened_at)
         self._models: dict[str, tuple[WorkerInfo, CostModel]] = {}
         self.accepted = self._forecast.accepted
         self.ended = self._forecast.ended
@@ -30,11 +30,12 @@ class Forecast:
         workers: Mapping[str, WorkerInfo],
         num_gateways: int,
         now: float,
+        num_claimed: int = 0,
     ) -> core.Admitted | core.Refused:
-        """The core's decision; `load` is what waits in Redis, before this request."""
+        """The core's decision; `load` is what waits in Redis, before this request, `num_claimed` what workers hold."""
         waiting = {class_id: pure.Waiting(one.num, one.cost) for class_id, one in load.items()}
         capacities = [self._capacity(one) for one in workers.values()]
-        return self._forecast.decide(policy, ask, waiting, capacities, num_gateways, now)
+        return self._forecast.decide(policy, ask, waiting, capacities, num_gateways, now, num_claimed)
 
     def _capacity(self, info: WorkerInfo) -> core.WorkerCapacity:
         known = self._models.get(info.worker)

@@ -1,26 +1,31 @@
 """May a request enter, and when would it start? Asked at the gateway, answered by the same code everywhere.
 
-A class is guaranteed its share: its weight over all weights. Its predicted wait is the work that waits ahead in the
-class, over the part of the pool's rate that the class can count on: the guaranteed share, and what more urgent and
-idle classes leave of theirs. A request whose predicted wait (or predicted first token, where the class admits on
-TTFT) keeps the class's promise is accepted; any other is refused with the time after which it would be accepted. So
-a class within its guaranteed share is never refused, and above it the least urgent is refused first.
+In T seconds the pool serves `rate` · T cost tokens. More urgent classes take of it what waits in them and what keeps
+arriving; less urgent ones at most their guaranteed shares (weight over all weights). A request starts when what is
+left has served all that waits before it in its class, or when the class's guaranteed share has, if that is sooner:
+so a class within its share is never refused, and above it the least urgent is refused first. A request whose
+predicted wait (or first token, where the class admits on TTFT) keeps its class's promise is accepted; any other is
+refused with the time after which it would be.
 
-A class that takes more than its guaranteed share lives on what others leave. What waits in more urgent classes goes
-before its requests, and each has to fit in as a whole, the larger the more is asked for than can be served: where
-some must be refused in any case, the room that one long request would take serves several short ones.
+A class that takes more than its share has to fit in as a whole. What waits in more urgent classes goes first even
+against its guaranteed share, because its counter is ahead; and its own work counts, the more the more is asked for
+than can be served: where some must be refused in any case, the room of one long request serves several short ones.
+
+Rows that nobody uses take requests at once: as many as there are rows start as fast as their prompts are computed.
+Beyond those, each free row is credited with half a request: who runs is halfway through on average, who starts not.
 
 Work is counted in cost tokens, as the policy prices them; the pool's rate in cost tokens per second comes from the
 cost models that the workers publish. `capacity_margin` of that rate is held back: it is how much slower the workers
 may be than predicted before an accepted request misses its bound. A bound is promised, and reckons with answers as
-long as nine of ten stay below; an objective may be missed now and then, and reckons with the mean and a part of the
-margin.
+long as nine of ten stay below, and with a burst that comes once more; an objective may be missed now and then, and
+reckons with the mean, a part of the margin, and a burst that has passed. What arrives is `forecast`'s to say.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Final
 
 from scheduler_worker.core.cost_model import CostModel
@@ -28,6 +33,9 @@ from scheduler_worker.core.plan import Reason, StepShape
 from scheduler_worker.core.policy import ClassPolicy, Policy
 
 OBJECTIVE_MARGIN: Final = 0.4  # of the capacity margin, for objectives; measured at loads of 0.85 and 1.5
+FREE_ROW_CREDIT: Final = 0.5  # of a request; see above
+BURST_COUNTS: Final = 2.0  # in the time to come back
+MIN_RATE: Final = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +49,25 @@ class WorkerCapacity:
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """One class's load: work that waits (cost tokens), what was accepted per second of late, and what was asked for."""
+    """One class's load: work that waits (cost tokens); per second, what is expected to be accepted, what is asked for,
+    what is usual, and what a burst would bring beyond that if it came once more."""
 
     num_waiting: int = 0
     waiting_cost: float = 0.0
     arriving_cost_per_s: float = 0.0
     offered_cost_per_s: float = 0.0
+    usual_cost_per_s: float = 0.0
+    burst_cost_per_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Supply:
+    """What the pool has for a request: cost tokens per second, rows that nobody uses, and which share of a request's
+    time its prompt takes."""
+
+    rate: float
+    num_free_rows: int = 0
+    prompt_share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +92,15 @@ class Admitted:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """It may not enter now; after `retry_after_s` it could. `numbers` decided it."""
+    """It may not enter now; after `retry_after_s` it could, and would then take `takes_s` of the pool's time.
+
+    `numbers` decided it.
+    """
 
     reason: Reason
     retry_after_s: float
     numbers: Mapping[str, float | int | str] = field(default_factory=dict)
+    takes_s: float = 0.0
 
 
 def request_cost(policy: Policy, ask: Ask) -> float:
@@ -89,22 +114,33 @@ def request_cost(policy: Policy, ask: Ask) -> float:
     )
 
 
+def worker_rows(
+    policy: Policy, worker: WorkerCapacity, num_prompt_tokens: float, num_output_tokens: float
+) -> int:
+    """How many requests of these mean sizes a worker runs at once: its slots, or what its memory holds."""
+    by_memory = worker.num_kv_tokens / max(num_prompt_tokens + num_output_tokens / 2, 1.0)
+    slots = min(worker.num_slots, policy.batch_limit.max_slots or worker.num_slots)
+    return max(1, int(min(slots, by_memory)))
+
+
 def worker_rate(
     policy: Policy, worker: WorkerCapacity, num_prompt_tokens: float, num_output_tokens: float
 ) -> float:
-    """Cost tokens per second of a full worker, for requests of these mean sizes.
+    """Cost tokens per second of a full worker, for requests of these mean sizes."""
+    seconds = sum(_request_s(policy, worker, num_prompt_tokens, num_output_tokens))
+    return _price(policy, num_prompt_tokens, num_output_tokens) / max(seconds, MIN_RATE)
 
-    One request takes its prompt's time once, and its share of a full decode step for each output token.
-    """
+
+def _request_s(
+    policy: Policy, worker: WorkerCapacity, num_prompt_tokens: float, num_output_tokens: float
+) -> tuple[float, float]:
+    """A full worker's seconds for a request: its prompt once, and its share of a decode step for each output token."""
     model = worker.cost_model
+    num_rows = worker_rows(policy, worker, num_prompt_tokens, num_output_tokens)
     context = num_prompt_tokens + num_output_tokens / 2
-    by_memory = worker.num_kv_tokens / max(context, 1.0)
-    slots = min(worker.num_slots, policy.batch_limit.max_slots or worker.num_slots)
-    num_rows = max(1, int(min(slots, by_memory)))
     step_s = model.predict(StepShape(num_rows, 0, int(num_rows * context)))
     prompt_s = num_prompt_tokens * model.prefill_token_s(int(num_prompt_tokens / 2))
-    seconds = prompt_s + num_output_tokens * step_s / num_rows
-    return _price(policy, num_prompt_tokens, num_output_tokens) / max(seconds, 1e-9)
+    return prompt_s, num_output_tokens * step_s / num_rows
 
 
 def _price(policy: Policy, num_prompt_tokens: float, num_output_tokens: float) -> float:
@@ -149,69 +185,125 @@ def rate_for(
     return slow * counted / _price(policy, mean.num_prompt_tokens, mean.num_long_tokens)
 
 
-def shares(policy: Policy, demands: Mapping[str, Demand], rate: float) -> dict[str, float]:
-    """The share of the pool's rate that each class can count on, its own and what others leave.
-
-    A class needs what arrives, and what waits spread over its bound. What the others do not need of their guaranteed
-    shares is left over; it goes to the classes that need more than theirs, the most urgent first.
-    """
-    total = sum(one.weight for one in policy.classes)
-    guaranteed = {one.id: one.weight / total for one in policy.classes}
-    needed = {one.id: _needed_share(one, demands.get(one.id, Demand()), rate) for one in policy.classes}
-    result: dict[str, float] = {}
-    for one in sorted(policy.classes, key=lambda one: one.rank):
-        left = sum(max(0.0, guaranteed[other] - needed[other]) for other in guaranteed if other != one.id)
-        taken = sum(
-            max(0.0, min(needed[other.id], result[other.id]) - guaranteed[other.id])
-            for other in policy.classes
-            if other.id in result
-        )
-        result[one.id] = guaranteed[one.id] + max(0.0, left - taken)
-    return result
+def bound_s(rules: ClassPolicy) -> float:
+    """What the class's requests are admitted by: the TTFT objective, or the wait bound."""
+    return rules.slo.ttft_s if rules.admit_on == "ttft" else rules.max_wait_s
 
 
-def _needed_share(one: ClassPolicy, demand: Demand, rate: float) -> float:
-    if rate <= 0.0:
-        return 1.0
-    return (demand.arriving_cost_per_s + demand.waiting_cost / _bound_s(one)) / rate
+def repeats(rules: ClassPolicy) -> float:
+    """How many times more a burst is expected."""
+    return 0.0 if rules.admit_on == "ttft" else 1.0
 
 
-def _bound_s(one: ClassPolicy) -> float:
-    return one.slo.ttft_s if one.admit_on == "ttft" else one.max_wait_s
+def supply_for(
+    policy: Policy,
+    rules: ClassPolicy,
+    workers: Sequence[WorkerCapacity],
+    mean: MeanRequest,
+    num_running: int,
+) -> Supply:
+    """What the pool has for a request of this class, while it runs so many."""
+    sizes = (mean.num_prompt_tokens, mean.num_output_tokens)
+    num_rows = sum(worker_rows(policy, one, *sizes) for one in workers)
+    times = [_request_s(policy, one, *sizes) for one in workers]
+    prompt_share = max((prompt_s / max(prompt_s + decode_s, MIN_RATE) for prompt_s, decode_s in times), default=0.0)
+    return Supply(rate_for(policy, rules, workers, mean), max(0, num_rows - num_running), prompt_share)
 
 
-def predict_start(policy: Policy, ask: Ask, demands: Mapping[str, Demand], rate: float) -> float:
+@dataclass(frozen=True, slots=True)
+class _Other:
+    """Another class: whether it is more urgent, its load, and its guaranteed cost tokens per second."""
+
+    is_urgent: bool
+    demand: Demand
+    guaranteed: float
+
+    @property
+    def flow(self) -> float:
+        """What it takes of each second in the long run."""
+        arriving = self.demand.arriving_cost_per_s
+        return arriving if self.is_urgent else min(arriving, self.guaranteed)
+
+    @property
+    def sated_at(self) -> float:
+        """When its guaranteed share has served all it has, in seconds from now."""
+        spare = self.guaranteed - self.demand.arriving_cost_per_s
+        return self.demand.waiting_cost / spare if spare > 0.0 else inf
+
+
+def predict_start(policy: Policy, ask: Ask, demands: Mapping[str, Demand], supply: Supply) -> float:
     """Seconds until the request's first chunk, if it entered now."""
-    rules = policy.find(ask.class_id)
-    mine = demands.get(rules.id, Demand())
-    guaranteed = rules.weight / sum(one.weight for one in policy.classes)
-    is_beyond = mine.arriving_cost_per_s > guaranteed * rate
-    ahead = mine.waiting_cost + (_waiting_before(policy, rules, demands) if is_beyond else 0.0)
-    if ahead <= 0.0:
+    return _starts_after(policy, ask, demands, supply, 0.0)
+
+
+def _starts_after(
+    policy: Policy, ask: Ask, demands: Mapping[str, Demand], supply: Supply, added: float
+) -> float:
+    """The same, with so much more work waiting before it in its class."""
+    rules, rate = policy.find(ask.class_id), max(supply.rate, MIN_RATE)
+    mine, others = demands.get(rules.id, Demand()), _others(policy, rules, demands, rate)
+    guaranteed = rate * rules.weight / sum(one.weight for one in policy.classes)
+    is_beyond = mine.arriving_cost_per_s > guaranteed
+    urgent = [one.demand for one in others if one.is_urgent]
+    ahead, before = mine.waiting_cost + added, sum(one.waiting_cost for one in urgent)
+    if ahead + (before if is_beyond else 0.0) <= 0.0:
         return 0.0
-    mine_per_s = max(shares(policy, demands, rate)[rules.id] * rate, 1e-9)
+    prompts_s = (ahead + before) * supply.prompt_share / rate
+    if mine.num_waiting + sum(one.num_waiting for one in urgent) < supply.num_free_rows:
+        return prompts_s
     if is_beyond:
-        ahead += request_cost(policy, ask) * max(1.0, mine.offered_cost_per_s / mine_per_s)
-    return ahead / mine_per_s
+        left = max(guaranteed, rate - sum(one.flow for one in others))
+        ahead += request_cost(policy, ask) * max(1.0, mine.offered_cost_per_s / left)
+    assured_s = (ahead + (before if is_beyond else 0.0)) / guaranteed
+    credit = FREE_ROW_CREDIT * supply.num_free_rows * _mean_cost(demands)
+    return max(prompts_s, min(assured_s, _left_over_after(others, rate, ahead - credit)))
 
 
-def _waiting_before(policy: Policy, rules: ClassPolicy, demands: Mapping[str, Demand]) -> float:
-    """Work that waits in more urgent classes."""
-    return sum(
-        demands[one.id].waiting_cost for one in policy.classes if one.rank < rules.rank and one.id in demands
-    )
+def _others(
+    policy: Policy, rules: ClassPolicy, demands: Mapping[str, Demand], rate: float
+) -> list[_Other]:
+    total = sum(one.weight for one in policy.classes)
+    return [
+        _Other(one.rank < rules.rank, demands[one.id], rate * one.weight / total)
+        for one in policy.classes
+        if one.id != rules.id and one.id in demands
+    ]
+
+
+def _mean_cost(demands: Mapping[str, Demand]) -> float:
+    """Of a request that waits."""
+    waiting = sum(one.waiting_cost for one in demands.values())
+    return waiting / max(1, sum(one.num_waiting for one in demands.values()))
+
+
+def _left_over_after(others: Sequence[_Other], rate: float, work: float) -> float:
+    """Seconds until what other classes leave has served this work; inf if they leave nothing.
+
+    A less urgent class takes its guaranteed share until it is sated, and then what arrives.
+    """
+    urgent, less = [one for one in others if one.is_urgent], [one for one in others if not one.is_urgent]
+    work += sum(one.demand.waiting_cost for one in urgent)
+    per_s = rate - sum(one.flow for one in urgent) - sum(one.guaranteed for one in less)
+    for one in sorted(less, key=lambda one: one.sated_at):
+        if one.sated_at == inf or work <= per_s * one.sated_at:
+            break
+        work += one.demand.waiting_cost
+        per_s += one.guaranteed - one.flow
+    if work <= 0.0:
+        return 0.0
+    return work / per_s if per_s > 0.0 else inf
 
 
 def decide(
-    policy: Policy, ask: Ask, demands: Mapping[str, Demand], rate: float, prefill_s: float
+    policy: Policy, ask: Ask, demands: Mapping[str, Demand], supply: Supply, prefill_s: float
 ) -> Admitted | Refused:
-    """Whether the request may enter. `rate` is `pool_rate`'s, `prefill_s` the cost model's for its prompt.
+    """Whether the request may enter. `supply` is `supply_for`'s, `prefill_s` the cost model's for its prompt.
 
     `ask.class_id` is a class of the policy (retired ids resolved).
     """
     rules = policy.find(ask.class_id)
     demand = demands.get(rules.id, Demand())
-    wait_s = predict_start(policy, ask, demands, rate)
+    wait_s = predict_start(policy, ask, demands, supply)
     if demand.num_waiting >= rules.queue_limit:
         return _queue_full(rules, demand, wait_s)
     if not policy.admission.enabled:
@@ -222,13 +314,30 @@ def decide(
         most_s, reason = rules.slo.ttft_s * policy.admission.wait_factor - prefill_s, Reason.PREDICTED_TTFT
     if wait_s <= max(most_s, 0.0):
         return Admitted(wait_s, wait_s + prefill_s)
+    retry_after_s, takes_s = _room_after(policy, ask, demands, supply, max(most_s, 0.0))
     numbers = {
         "predicted_s": wait_s,
         "bound_s": most_s,
         "num_waiting": demand.num_waiting,
         "prefill_s": prefill_s,
     }
-    return Refused(reason, wait_s - max(most_s, 0.0), numbers)
+    return Refused(reason, retry_after_s, numbers, takes_s)
+
+
+def _room_after(
+    policy: Policy, ask: Ask, demands: Mapping[str, Demand], supply: Supply, most_s: float
+) -> tuple[float, float]:
+    """Seconds until the request would be accepted, and by how many it would make the next one wait.
+
+    A wait shortens by a second a second. A burst counts twice: it may go on and come before the request does, and be
+    expected once more when that is back. Then it has passed: nobody is told to wait longer than all that waits.
+    """
+    calm = {name: replace(one, arriving_cost_per_s=one.usual_cost_per_s) for name, one in demands.items()}
+    calm_s = _starts_after(policy, ask, calm, supply, 0.0)
+    takes_s = _starts_after(policy, ask, calm, supply, request_cost(policy, ask)) - calm_s
+    burst_cost = sum(one.burst_cost_per_s for one in demands.values()) * bound_s(policy.find(ask.class_id))
+    burst_s = BURST_COUNTS * burst_cost / max(supply.rate, MIN_RATE)
+    return max(0.0, calm_s - max(0.0, most_s - burst_s)), takes_s
 
 
 def _queue_full(rules: ClassPolicy, demand: Demand, wait_s: float) -> Refused:

@@ -7,14 +7,19 @@ of what the other doors see. Times are readings of one clock, in seconds.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import exp
 from typing import Final, NamedTuple
 
 from scheduler_worker.core import admission
 from scheduler_worker.core.output_lengths import OutputLengths
-from scheduler_worker.core.policy import Policy
+from scheduler_worker.core.policy import ClassPolicy, Policy
 
-MEMORIES_S: Final = (1.0, 10.0)
+SHORT_S: Final = 1.0
+LONG_S: Final = 10.0
+USUAL_S: Final = 300.0
+MEMORIES_S: Final = (SHORT_S, LONG_S, USUAL_S)
+LASTING_SHARE: Final = 0.5
 MIN_AGE_S: Final = 1.0
 SIZE_WEIGHT: Final = 0.02
 FIRST_PROMPT_TOKENS: Final = 256.0
@@ -32,17 +37,22 @@ class ArrivalRate:
 
     The short one sees a burst while it can still be refused, the long one does not forget between two. Each is
     corrected for what it cannot have seen yet, or the first seconds would look idle.
+
+    A flow lasts, a burst passes. Within a bound, a class is expected to bring what the last seconds brought, as often
+    as is asked, or half of what five usual minutes bring, whichever is more: a flow that has lasted is foreseen in
+    full, and so is one that jumps fivefold, but not a burst into an idle pool. What is usual leaves out the last
+    seconds; until the door has been open for some, all counts as a flow.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, opened_at: float | None = None) -> None:
         self._sums = [0.0] * len(MEMORIES_S)
-        self._began_at: float | None = None
-        self._at = 0.0
+        self._opened_at = opened_at
+        self._at = 0.0 if opened_at is None else opened_at
 
     def add(self, cost: float, now: float) -> None:
         """Work arrived."""
-        if self._began_at is None:
-            self._began_at = now
+        if self._opened_at is None:
+            self._opened_at = now
         self._sums = [
             known * exp((self._at - now) / m) + cost for known, m in zip(self._sums, MEMORIES_S, strict=True)
         ]
@@ -50,33 +60,54 @@ class ArrivalRate:
 
     def value(self, now: float) -> float:
         """Cost tokens per second, by the memory that says more."""
-        return max(self._rates(now), default=0.0)
+        return max(self._per_s(now)[:2])
 
-    def lasting(self, now: float) -> float:
-        """Cost tokens per second, by the long memory."""
-        return self._rates(now)[-1] if self._began_at is not None else 0.0
+    def flow(self, now: float, within_s: float, repeats: float) -> float:
+        """What of it is to be expected to go on for so long, if a burst comes so many times more."""
+        short, long, usual = self._per_s(now)
+        if self._age_s(now) < LONG_S:
+            return max(short, long)
+        again = repeats * self._sums[1] * exp((self._at - now) / LONG_S)
+        return min(max(short, long), max(again, LASTING_SHARE * USUAL_S * usual) / within_s)
 
-    def _rates(self, now: float) -> list[float]:
-        if self._began_at is None:
-            return []
-        age_s = max(now - self._began_at, MIN_AGE_S)
-        fade = [exp((self._at - now) / m) / (m * (1.0 - exp(-age_s / m))) for m in MEMORIES_S]
-        return [known * one for known, one in zip(self._sums, fade, strict=True)]
+    def usual(self, now: float, per_s: float) -> float:
+        """How much of so many cost tokens per second is nothing new."""
+        return per_s if self._age_s(now) < LONG_S else min(per_s, self._per_s(now)[2])
+
+    def _per_s(self, now: float) -> tuple[float, float, float]:
+        """By the short and the long memory, and what is usual: the longest memory without the long one's part."""
+        fade = [exp((self._at - now) / m) for m in MEMORIES_S]
+        seen_s = [m * (1.0 - exp(-max(self._age_s(now), MIN_AGE_S) / m)) for m in MEMORIES_S]
+        short, long, usual = (known * one for known, one in zip(self._sums, fade, strict=True))
+        return short / seen_s[0], long / seen_s[1], max(0.0, usual - long) / (seen_s[2] - seen_s[1])
+
+    def _age_s(self, now: float) -> float:
+        return 0.0 if self._opened_at is None else now - self._opened_at
+
+
+NOTHING: Final = ArrivalRate()
+"""Of a class that nobody has asked for."""
 
 
 class Forecast:
-    """Learns from what passes; answers `admission.decide`'s questions."""
+    """Learns from what passes; answers `admission.decide`'s questions.
 
-    def __init__(self) -> None:
+    `opened_at` is when it began to look (None: each class with its first request). Who was refused is expected back
+    at the time that was named: the next one is asked to come after them.
+    """
+
+    def __init__(self, opened_at: float | None = None) -> None:
+        self._opened_at = opened_at
         self._accepted: dict[str, ArrivalRate] = {}
         self._offered: dict[str, ArrivalRate] = {}
         self._lengths: dict[str, OutputLengths] = {}
+        self._back_at: dict[str, float] = {}
         self._num_accepted = 0
         self._mean = admission.MeanRequest(FIRST_PROMPT_TOKENS, FIRST_PROMPT_TOKENS, FIRST_PROMPT_TOKENS)
 
     def accepted(self, ask: admission.Ask, cost: float, now: float) -> None:
         """A request came in."""
-        self._accepted.setdefault(ask.class_id, ArrivalRate()).add(cost, now)
+        self._accepted.setdefault(ask.class_id, ArrivalRate(self._opened_at)).add(cost, now)
         self._num_accepted += 1
         weight, mean = max(SIZE_WEIGHT, 1.0 / self._num_accepted), self._mean
         self._mean = admission.MeanRequest(
@@ -104,16 +135,40 @@ class Forecast:
         workers: Sequence[admission.WorkerCapacity],
         num_doors: int,
         now: float,
+        num_running: int = 0,
     ) -> admission.Admitted | admission.Refused:
-        """Whether the request may enter; `load` is what waits in the pool, before this request. Asked once each."""
+        """Whether the request may enter; `load` is what waits in the pool, before this request. Asked once each.
+
+        `num_running` requests hold a row of a worker.
+        """
         cost = admission.request_cost(policy, ask)
-        self._offered.setdefault(ask.class_id, ArrivalRate()).add(cost, now)
-        rate = admission.rate_for(policy, policy.find(ask.class_id), workers, self._mean)
+        self._offered.setdefault(ask.class_id, ArrivalRate(self._opened_at)).add(cost, now)
+        supply = admission.supply_for(policy, policy.find(ask.class_id), workers, self._mean, num_running)
         prefill_s = min((one.cost_model.prefill_s(ask.num_prompt_tokens) for one in workers), default=0.0)
-        return admission.decide(policy, ask, self._demands(policy, load, num_doors, now), rate, prefill_s)
+        demands = self._demands(policy, policy.find(ask.class_id), load, num_doors, now)
+        answer = admission.decide(policy, ask, demands, supply, prefill_s)
+        return self._in_turn(policy, ask, answer, num_doors, now) if isinstance(answer, admission.Refused) else answer
+
+    def _in_turn(
+        self, policy: Policy, ask: admission.Ask, refused: admission.Refused, num_doors: int, now: float
+    ) -> admission.Refused:
+        """Come back after those of this class and more urgent ones who were told to; within a bound, at most."""
+        rules = policy.find(ask.class_id)
+        latest_at = now + refused.retry_after_s + rules.max_wait_s
+        at = min(max(now + refused.retry_after_s, self._back_at.get(rules.id, now)), latest_at)
+        for one in policy.classes:
+            if one.rank >= rules.rank:
+                known_at = self._back_at.get(one.id, now)
+                self._back_at[one.id] = max(known_at, at) + num_doors * refused.takes_s
+        return replace(refused, retry_after_s=at - now)
 
     def _demands(
-        self, policy: Policy, load: Mapping[str, Waiting], num_doors: int, now: float
+        self,
+        policy: Policy,
+        asking: ClassPolicy,
+        load: Mapping[str, Waiting],
+        num_doors: int,
+        now: float,
     ) -> dict[str, admission.Demand]:
         """By class of the policy; what waits under a retired name counts for the class that serves it."""
         sums: dict[str, Waiting] = {one.id: Waiting(0, 0.0) for one in policy.classes}
@@ -123,13 +178,20 @@ class Forecast:
             except KeyError:
                 continue
             sums[served_as] = Waiting(sums[served_as].num + num, sums[served_as].cost + cost)
-        return {class_id: self._demand(class_id, one, num_doors, now) for class_id, one in sums.items()}
+        return {class_id: self._demand(class_id, asking, one, num_doors, now) for class_id, one in sums.items()}
 
-    def _demand(self, class_id: str, waits: Waiting, num_doors: int, now: float) -> admission.Demand:
-        accepted, offered = self._accepted.get(class_id), self._offered.get(class_id)
+    def _demand(
+        self, class_id: str, asking: ClassPolicy, waits: Waiting, num_doors: int, now: float
+    ) -> admission.Demand:
+        within_s, repeats = admission.bound_s(asking), admission.repeats(asking)
+        accepted, offered = self._accepted.get(class_id, NOTHING), self._offered.get(class_id, NOTHING)
+        arriving = accepted.flow(now, within_s, repeats)
+        usual = accepted.usual(now, arriving)
         return admission.Demand(
             waits.num,
             waits.cost,
-            accepted.value(now) * num_doors if accepted else 0.0,
-            offered.lasting(now) * num_doors if offered else 0.0,
+            arriving * num_doors,
+            offered.flow(now, within_s, repeats) * num_doors,
+            usual * num_doors,
+            (accepted.flow(now, within_s, 1.0) - usual) * num_doors,
         )

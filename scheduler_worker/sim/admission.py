@@ -13,12 +13,13 @@ from scheduler_worker.core.sequence import SequenceHeader
 
 
 class SimulatedAdmission:
-    """One gateway in front of all workers, which publish their cost models without delay."""
+    """One gateway, open from the start, in front of all workers, which publish their cost models without delay."""
 
     def __init__(self, policy: Policy, schedulers: Sequence[Scheduler], capacity: Capacity) -> None:
         self._policy = policy
-        self._forecast = Forecast()
+        self._forecast = Forecast(0.0)
         self._load: dict[str, Waiting] = {}
+        self._running: set[str] = set()
         self._reserved: dict[str, tuple[str, float]] = {}
         num_kv_tokens = capacity.num_blocks * capacity.block_size
         self._workers = [
@@ -29,7 +30,9 @@ class SimulatedAdmission:
         """None when the request may enter (its place is then reserved), else seconds to come back."""
         class_id = self._policy.find(header.class_id).id
         ask = self.ask(header, class_id)
-        decision = self._forecast.decide(self._policy, ask, self._load, self._workers, 1, now)
+        decision = self._forecast.decide(
+            self._policy, ask, self._load, self._workers, 1, now, len(self._running)
+        )
         if isinstance(decision, Refused):
             return decision.retry_after_s
         cost = request_cost(self._policy, ask)
@@ -45,6 +48,7 @@ class SimulatedAdmission:
     def claimed(self, seq_ids: Iterable[str]) -> None:
         """Workers took these; they wait no more."""
         for seq_id in seq_ids:
+            self._running.add(seq_id)
             class_id, cost = self._reserved.pop(seq_id, ("", 0.0))
             if class_id:
                 self._change(class_id, -1, -cost)
@@ -52,6 +56,7 @@ class SimulatedAdmission:
     def ended(self, seq_id: str, class_id: str, num_output_tokens: int) -> None:
         """An answer ended; its length teaches what to expect."""
         self.claimed((seq_id,))
+        self._running.discard(seq_id)
         self._forecast.ended(class_id, num_output_tokens)
 
     def _change(self, class_id: str, num: int, cost: float) -> None:

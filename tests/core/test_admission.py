@@ -14,14 +14,18 @@ from scheduler_worker.core.admission import (
     Demand,
     MeanRequest,
     Refused,
+    Supply,
     WorkerCapacity,
+    bound_s,
     decide,
     pool_rate,
     predict_start,
     rate_for,
+    repeats,
     request_cost,
-    shares,
+    supply_for,
     worker_rate,
+    worker_rows,
 )
 from scheduler_worker.core.cost_model import CostModel
 from scheduler_worker.core.plan import Reason, StepShape
@@ -29,6 +33,7 @@ from scheduler_worker.core.policy import Policy, default_policy
 from tests.core.worlds import with_rules
 
 RATE = 1000.0  # cost tokens per second
+POOL = Supply(RATE)
 ASK = Ask("low", 100, 50)
 BUSY = Demand(arriving_cost_per_s=10 * RATE)
 
@@ -127,76 +132,132 @@ def test_the_pool_promises_all_workers_less_the_margin() -> None:
     assert pool_rate(bounds_only(), [worker, worker], 100, 50) == pytest.approx(2 * one * 0.75)
 
 
-def test_everybody_busy_means_the_guaranteed_share() -> None:
-    result = shares(bounds_only(), dict.fromkeys(("high", "medium", "low"), BUSY), RATE)
-    assert result == pytest.approx({"high": 0.7, "medium": 0.2, "low": 0.1})
+def start(demands: dict[str, Demand], class_id: str = "low", policy: Policy | None = None) -> float:
+    """Seconds until a request of 100 + 50 tokens would start."""
+    return predict_start(policy or bounds_only(), Ask(class_id, 100, 50), demands, POOL)
+
+
+@pytest.mark.parametrize(("class_id", "per_s"), [("high", 700.0), ("medium", 200.0), ("low", 100.0)])
+def test_everybody_busy_means_the_guaranteed_share(class_id: str, per_s: float) -> None:
+    demands = {**dict.fromkeys(("high", "medium", "low"), BUSY), class_id: waiting(500.0)}
+    assert start(demands, class_id) == pytest.approx(500.0 / per_s)
 
 
 def test_idle_classes_leave_their_shares() -> None:
-    assert shares(bounds_only(), {"low": BUSY}, RATE)["low"] == pytest.approx(1.0)
+    assert start({"low": waiting(500.0)}) == pytest.approx(500.0 / RATE)
 
 
-def test_what_is_left_goes_to_the_most_urgent_first() -> None:
-    """High needs nothing and leaves 0.7; medium needs all of it, so that low keeps its own."""
-    result = shares(bounds_only(), {"medium": BUSY, "low": BUSY}, RATE)
-    assert result == pytest.approx({"high": 0.7, "medium": 0.9, "low": 0.1})
+def test_what_more_urgent_classes_have_is_served_before() -> None:
+    """500 + 300 + 200 wait, in order of urgency; the last of low starts when the pool has served all of it."""
+    demands = {"high": waiting(500.0), "medium": waiting(300.0), "low": waiting(200.0)}
+    assert start(demands) == pytest.approx(1000.0 / RATE)
 
 
-def test_a_modest_class_leaves_what_it_does_not_need() -> None:
-    """Medium needs 0.5 of the rate: 0.3 beyond its own. High leaves 0.7, so that low gets 0.1 + 0.4."""
-    demands = {"medium": Demand(arriving_cost_per_s=0.5 * RATE), "low": BUSY}
-    assert shares(bounds_only(), demands, RATE)["low"] == pytest.approx(0.1 + 0.7 - 0.3)
+def test_what_keeps_arriving_in_more_urgent_classes_is_served_before_too() -> None:
+    """400 of 1,000 a second go to high, 300 to medium; low has what is left."""
+    demands = {"high": Demand(0, 0.0, 400.0), "medium": Demand(0, 0.0, 300.0), "low": waiting(600.0)}
+    assert start(demands) == pytest.approx(600.0 / (1000.0 - 400.0 - 300.0))
+
+
+def test_less_urgent_classes_take_their_guaranteed_share_while_they_have_work() -> None:
+    """Low has work for long: a tenth is its own."""
+    assert start({"medium": waiting(900.0), "low": waiting(5000.0)}, "medium") == pytest.approx(900.0 / 900.0)
+
+
+def test_less_urgent_classes_take_what_arrives_once_their_work_is_done() -> None:
+    """Low's 90 are done after 1 s, because 10 a second arrive of the 100 it may take: from then on it takes 10. In T
+    seconds medium has 900 + 990 (T − 1): 1,890 tokens take 2 s."""
+    demands = {"medium": waiting(1890.0), "low": Demand(1, 90.0, 10.0)}
+    assert start(demands, "medium") == pytest.approx(2.0)
+
+
+def test_two_less_urgent_classes_are_sated_one_after_the_other() -> None:
+    """Low's 50 take 0.5 s of its 100 a second, medium's 300 take 1.5 s of its 200: high has 700 a second, then 800
+    from 0.5 s on, then all. 350 + 800 + 500 are served after 2 s."""
+    demands = {"high": waiting(1650.0), "medium": waiting(300.0), "low": waiting(50.0)}
+    assert start(demands, "high") == pytest.approx(2.0)
+
+
+def test_a_less_urgent_class_with_more_than_its_share_takes_no_more_than_that() -> None:
+    demands = {"high": waiting(700.0), "medium": Demand(1, 10.0, 500.0), "low": Demand(1, 10.0, 500.0)}
+    assert start(demands, "high") == pytest.approx(700.0 / 700.0)
 
 
 def test_an_empty_queue_starts_at_once() -> None:
-    assert predict_start(bounds_only(), ASK, {}, RATE) == 0.0
+    assert predict_start(bounds_only(), ASK, {}, POOL) == 0.0
 
 
 def test_the_wait_is_the_work_ahead_over_the_share() -> None:
     demands = {"high": BUSY, "medium": BUSY, "low": waiting(500.0)}
-    assert predict_start(bounds_only(), ASK, demands, RATE) == pytest.approx(500.0 / (0.1 * RATE))
+    assert predict_start(bounds_only(), ASK, demands, POOL) == pytest.approx(500.0 / (0.1 * RATE))
 
 
 @pytest.mark.parametrize(("cost", "admitted"), [(2999.0, True), (3001.0, False)])
 def test_a_wait_beyond_the_bound_is_refused(cost: float, admitted: bool) -> None:
     demands = {"high": BUSY, "medium": BUSY, "low": waiting(cost)}
-    assert isinstance(decide(bounds_only(), ASK, demands, RATE, 0.0), Admitted) is admitted
+    assert isinstance(decide(bounds_only(), ASK, demands, POOL, 0.0), Admitted) is admitted
+
+
+USUAL = Demand(arriving_cost_per_s=10 * RATE, usual_cost_per_s=10 * RATE)
+
+
+def refused(answer: Admitted | Refused) -> Refused:
+    assert isinstance(answer, Refused)
+    return answer
 
 
 def test_a_refusal_says_after_which_time_it_would_be_accepted() -> None:
     """4,000 tokens wait at 100 a second: 40 s, 10 s beyond the bound of 30 s."""
-    demands = {"high": BUSY, "medium": BUSY, "low": waiting(4000.0)}
-    answer = decide(bounds_only(), ASK, demands, RATE, 0.0)
-    assert isinstance(answer, Refused)
+    demands = {"high": USUAL, "medium": USUAL, "low": waiting(4000.0)}
+    answer = refused(decide(bounds_only(), ASK, demands, POOL, 0.0))
     assert answer.reason is Reason.PREDICTED_WAIT
     assert answer.retry_after_s == pytest.approx(10.0)
     served = {**demands, "low": waiting(4000.0 - answer.retry_after_s * 0.1 * RATE)}
-    assert isinstance(decide(bounds_only(), ASK, served, RATE, 0.0), Admitted)
+    assert isinstance(decide(bounds_only(), ASK, served, POOL, 0.0), Admitted)
+
+
+def test_a_refusal_says_how_long_the_next_one_waits_for_the_request() -> None:
+    """100 + 2 · 50 tokens at 100 a second."""
+    demands = {"high": USUAL, "medium": USUAL, "low": waiting(4000.0)}
+    assert refused(decide(bounds_only(), ASK, demands, POOL, 0.0)).takes_s == pytest.approx(2.0)
+
+
+def test_in_a_burst_the_time_to_come_back_counts_what_is_expected_of_it_twice() -> None:
+    """20,000 of high and 15,000 of low wait: 35 s. High may bring 200 a second more than usual for 30 s, which are 6 s
+    of the pool, and count as 12: what would be 35 − 30 s becomes 35 − (30 − 12)."""
+    demands = {"high": Demand(1, 20_000.0, burst_cost_per_s=200.0), "low": waiting(15_000.0)}
+    answer = refused(decide(bounds_only(), ASK, demands, POOL, 0.0))
+    assert answer.retry_after_s == pytest.approx(35.0 - (30.0 - 12.0))
+
+
+def test_nobody_is_told_to_wait_longer_than_until_all_that_waits_has_started() -> None:
+    demands = {"high": Demand(1, 20_000.0, burst_cost_per_s=900.0), "low": waiting(15_000.0)}
+    assert refused(decide(bounds_only(), ASK, demands, POOL, 0.0)).retry_after_s == pytest.approx(35.0)
 
 
 def test_a_class_that_admits_on_ttft_counts_the_prompt_too() -> None:
     policy = with_class(bounds_only(), "low", admit_on="ttft")
     demands = {"high": BUSY, "medium": BUSY, "low": waiting(30.0)}
-    assert isinstance(decide(policy, ASK, demands, RATE, prefill_s=0.19), Admitted)
-    refused = decide(policy, ASK, demands, RATE, prefill_s=0.21)
+    assert isinstance(decide(policy, ASK, demands, POOL, prefill_s=0.19), Admitted)
+    refused = decide(policy, ASK, demands, POOL, prefill_s=0.21)
     assert isinstance(refused, Refused)
     assert refused.reason is Reason.PREDICTED_TTFT
 
 
 def test_a_prompt_longer_than_the_objective_is_still_served_when_nobody_waits() -> None:
     policy = with_class(bounds_only(), "low", admit_on="ttft")
-    assert isinstance(decide(policy, ASK, {}, RATE, prefill_s=2.0), Admitted)
+    assert isinstance(decide(policy, ASK, {}, POOL, prefill_s=2.0), Admitted)
 
 
 def test_an_admitted_request_is_told_its_wait_and_first_token() -> None:
     demands = {"high": BUSY, "medium": BUSY, "low": waiting(100.0)}
-    assert decide(bounds_only(), ASK, demands, RATE, 0.2) == Admitted(pytest.approx(1.0), pytest.approx(1.2))
+    assert decide(bounds_only(), ASK, demands, POOL, 0.2) == Admitted(pytest.approx(1.0), pytest.approx(1.2))
 
 
 def test_a_full_queue_refuses_whatever_the_prediction() -> None:
     policy = with_class(bounds_only(), "low", queue_limit=10)
     demands = {"high": BUSY, "medium": BUSY, "low": waiting(100.0, num=10)}
-    answer = decide(policy, ASK, demands, RATE, 0.0)
+    answer = decide(policy, ASK, demands, POOL, 0.0)
     assert isinstance(answer, Refused)
     assert (answer.reason, answer.retry_after_s) == (Reason.QUEUE_FULL, pytest.approx(1.0 / 10))
 
@@ -204,7 +265,7 @@ def test_a_full_queue_refuses_whatever_the_prediction() -> None:
 def test_a_queue_that_is_too_long_by_three_has_room_after_three_have_started() -> None:
     policy = with_class(default_policy(), "low", queue_limit=10)
     demands = {"high": BUSY, "medium": BUSY, "low": waiting(1200.0, num=12)}
-    answer = decide(policy, ASK, demands, RATE, 0.0)
+    answer = decide(policy, ASK, demands, POOL, 0.0)
     assert isinstance(answer, Refused)
     assert answer.retry_after_s == pytest.approx(12.0 * 3 / 12)
     assert answer.numbers == {"num_waiting": 12, "queue_limit": 10}
@@ -212,12 +273,12 @@ def test_a_queue_that_is_too_long_by_three_has_room_after_three_have_started() -
 
 def test_below_the_limit_of_its_queue_a_request_enters() -> None:
     policy = with_class(default_policy(), "low", queue_limit=1)
-    assert isinstance(decide(policy, ASK, {}, RATE, 0.0), Admitted)
+    assert isinstance(decide(policy, ASK, {}, POOL, 0.0), Admitted)
 
 
 def test_a_refusal_has_the_numbers_that_decided_it() -> None:
     demands = {"high": BUSY, "medium": BUSY, "low": waiting(4000.0, num=7)}
-    answer = decide(bounds_only(), ASK, demands, RATE, 0.3)
+    answer = decide(bounds_only(), ASK, demands, POOL, 0.3)
     assert isinstance(answer, Refused)
     assert answer.numbers == {
         "predicted_s": pytest.approx(40.0),
@@ -229,59 +290,51 @@ def test_a_refusal_has_the_numbers_that_decided_it() -> None:
 
 def test_where_the_prompt_alone_is_too_long_the_whole_wait_is_too_much() -> None:
     policy = with_class(default_policy(), "low", admit_on="ttft")
-    demands = {"high": BUSY, "medium": BUSY, "low": waiting(100.0)}
-    answer = decide(policy, ASK, demands, RATE, prefill_s=2.0)
-    assert isinstance(answer, Refused)
-    assert answer.retry_after_s == pytest.approx(1.0)
+    demands = {"high": USUAL, "medium": USUAL, "low": waiting(100.0)}
+    answer = decide(policy, ASK, demands, POOL, prefill_s=2.0)
+    assert refused(answer).retry_after_s == pytest.approx(1.0)
 
 
-def test_a_class_that_admits_on_ttft_needs_what_waits_within_that_objective() -> None:
-    """Medium needs 60 tokens in 0.3 s, 0.2 of the rate: nothing beyond its own, so that low gets what high leaves."""
-    policy = with_class(default_policy(), "medium", admit_on="ttft")
-    demands = {"medium": waiting(60.0), "low": BUSY}
-    assert shares(policy, demands, RATE)["low"] == pytest.approx(0.1 + 0.7)
+def test_what_a_class_is_admitted_by_is_its_bound_or_its_objective() -> None:
+    assert [bound_s(one) for one in default_policy().classes] == [30.0, 30.0, 0.5]
 
 
-def test_a_slow_pool_still_leaves_what_nobody_needs() -> None:
-    assert shares(default_policy(), {}, 0.5)["low"] == pytest.approx(1.0)
-
-
-def test_without_any_rate_every_class_needs_all_of_it() -> None:
-    assert shares(default_policy(), {}, 0.0) == pytest.approx({"high": 0.7, "medium": 0.2, "low": 0.1})
+def test_a_promise_reckons_with_a_burst_that_comes_once_more_and_an_objective_does_not() -> None:
+    assert [repeats(one) for one in default_policy().classes] == [1.0, 1.0, 0.0]
 
 
 def test_switched_off_it_refuses_only_for_the_queue_limit() -> None:
     policy = with_rules(bounds_only(), admission={"enabled": False})
     demands = {"high": BUSY, "medium": BUSY, "low": waiting(1e6)}
-    assert decide(policy, ASK, demands, RATE, 0.5) == Admitted(pytest.approx(1e4), pytest.approx(1e4 + 0.5))
+    assert decide(policy, ASK, demands, POOL, 0.5) == Admitted(pytest.approx(1e4), pytest.approx(1e4 + 0.5))
 
 
 def test_the_wait_factor_stretches_the_bound() -> None:
     policy = with_rules(bounds_only(), admission={"wait_factor": 2.0})
     demands = {"high": BUSY, "medium": BUSY, "low": waiting(5900.0)}
-    assert isinstance(decide(policy, ASK, demands, RATE, 0.0), Admitted)
+    assert isinstance(decide(policy, ASK, demands, POOL, 0.0), Admitted)
 
 
 def test_the_wait_factor_stretches_the_ttft_objective_too() -> None:
     """Twice 0.5 s, less 0.2 s for the prompt: 80 tokens at 100 a second are just in time, 81 are not."""
     policy = with_class(with_rules(default_policy(), admission={"wait_factor": 2.0}), "low", admit_on="ttft")
     answers = [
-        decide(policy, ASK, {"high": BUSY, "medium": BUSY, "low": waiting(cost)}, RATE, prefill_s=0.2)
+        decide(policy, ASK, {"high": BUSY, "medium": BUSY, "low": waiting(cost)}, POOL, prefill_s=0.2)
         for cost in (79.9, 81.0)
     ]
     assert [isinstance(one, Admitted) for one in answers] == [True, False]
 
 
 def test_the_least_urgent_is_refused_first() -> None:
-    """The same backlog in medium and low, high idle: what high leaves goes to medium."""
-    demands = {"medium": waiting(25_000.0), "low": waiting(25_000.0)}
+    """The same backlog in medium and low, high idle: medium's takes 20 s and a little, low's comes after it."""
+    demands = {"medium": waiting(20_000.0), "low": waiting(20_000.0)}
     policy = bounds_only()
-    assert isinstance(decide(policy, Ask("medium", 100, 50), demands, RATE, 0.0), Admitted)
-    assert isinstance(decide(policy, Ask("low", 100, 50), demands, RATE, 0.0), Refused)
+    assert isinstance(decide(policy, Ask("medium", 100, 50), demands, POOL, 0.0), Admitted)
+    assert isinstance(decide(policy, Ask("low", 100, 50), demands, POOL, 0.0), Refused)
 
 
 def test_no_rate_at_all_refuses_what_would_have_to_wait() -> None:
-    assert isinstance(decide(bounds_only(), ASK, {"low": waiting(1.0)}, 0.0, 0.0), Refused)
+    assert isinstance(decide(bounds_only(), ASK, {"low": waiting(1.0)}, Supply(0.0), 0.0), Refused)
 
 
 BEYOND = Demand(num_waiting=1, waiting_cost=20.0, arriving_cost_per_s=2 * 0.1 * RATE)
@@ -290,31 +343,86 @@ BEYOND = Demand(num_waiting=1, waiting_cost=20.0, arriving_cost_per_s=2 * 0.1 * 
 def test_beyond_its_share_a_class_waits_for_what_is_more_urgent_and_needs_room_for_itself() -> None:
     """20 of low, 30 of medium and 50 of high are ahead; the request brings 100 + 2 · 50, at 100 a second."""
     demands = {"high": Demand(1, 50.0, 10 * RATE), "medium": Demand(1, 30.0, 10 * RATE), "low": BEYOND}
-    assert predict_start(bounds_only(), ASK, demands, RATE) == pytest.approx((20 + 30 + 50 + 200) / 100)
+    assert start(demands) == pytest.approx((20 + 30 + 50 + 200) / 100)
+
+
+def test_beyond_its_share_a_class_still_has_what_others_leave() -> None:
+    """20 of low, 50 of high and the request's 200, at the 600 a second that high leaves."""
+    assert start({"high": Demand(1, 50.0, 400.0), "low": BEYOND}) == pytest.approx((20 + 50 + 200) / 600)
+
+
+def test_a_class_that_takes_just_its_share_is_within_it() -> None:
+    low = Demand(1, 20.0, 0.1 * RATE)
+    assert start({"high": BUSY, "medium": BUSY, "low": low}) == pytest.approx(0.2)
 
 
 def test_within_its_share_a_class_waits_for_its_own_work_alone() -> None:
     demands = {"high": Demand(1, 50.0, 10 * RATE), "medium": BUSY, "low": waiting(20.0)}
-    assert predict_start(bounds_only(), ASK, demands, RATE) == pytest.approx(0.2)
+    assert start(demands) == pytest.approx(0.2)
 
 
 def test_the_more_is_asked_for_the_larger_a_request_counts() -> None:
     """Four times what the class can count on is asked for: the request's 200 count as 800."""
     low = Demand(1, 20.0, 2 * 0.1 * RATE, offered_cost_per_s=400.0)
-    demands = {"high": BUSY, "medium": BUSY, "low": low}
-    assert predict_start(bounds_only(), ASK, demands, RATE) == pytest.approx((20 + 800) / 100)
+    assert start({"high": BUSY, "medium": BUSY, "low": low}) == pytest.approx((20 + 800) / 100)
+
+
+def test_what_can_be_served_is_what_more_urgent_classes_leave_in_the_long_run() -> None:
+    """High takes 400 of 1,000 a second; 1,200 are asked of the 600 that are left: the request's 200 count as 400."""
+    low = Demand(1, 20.0, 2 * 0.1 * RATE, offered_cost_per_s=1200.0)
+    assert start({"high": Demand(0, 0.0, 400.0), "low": low}) == pytest.approx((20 + 400) / 600)
+
+
+def test_what_can_be_served_is_less_by_what_arrives_in_less_urgent_classes() -> None:
+    """Low brings 50 a second of the 100 it may take: medium has 950, and twice that is asked of it."""
+    medium = Demand(1, 750.0, 0.5 * RATE, offered_cost_per_s=1900.0)
+    demands = {"medium": medium, "low": Demand(0, 0.0, 50.0)}
+    assert start(demands, "medium") == pytest.approx((750 + 400) / 950)
 
 
 def test_a_class_beyond_its_share_is_let_in_at_once_when_nobody_waits() -> None:
-    idle = Demand(arriving_cost_per_s=RATE, offered_cost_per_s=RATE)
-    assert predict_start(bounds_only(), ASK, {"low": idle}, RATE) == 0.0
+    assert start({"low": Demand(arriving_cost_per_s=RATE, offered_cost_per_s=RATE)}) == 0.0
+
+
+def test_a_class_beyond_its_share_waits_for_more_urgent_ones_though_none_of_its_own_waits() -> None:
+    """High's 50 and the request's 200."""
+    demands = {"high": Demand(1, 50.0), "low": Demand(arriving_cost_per_s=2 * 0.1 * RATE)}
+    assert start(demands) == pytest.approx(250 / RATE)
 
 
 def test_a_short_request_is_accepted_where_a_long_one_is_refused() -> None:
     policy = with_class(bounds_only(), "low", admit_on="ttft")
     demands = {"high": BUSY, "medium": BUSY, "low": BEYOND}
-    assert isinstance(decide(policy, Ask("low", 10, 5), demands, RATE, 0.0), Admitted)
-    assert isinstance(decide(policy, Ask("low", 100, 50), demands, RATE, 0.0), Refused)
+    assert isinstance(decide(policy, Ask("low", 10, 5), demands, POOL, 0.0), Admitted)
+    assert isinstance(decide(policy, Ask("low", 100, 50), demands, POOL, 0.0), Refused)
+
+
+def in_rows(num_free_rows: int, prompt_share: float, demands: dict[str, Demand], class_id: str = "low") -> float:
+    supply = Supply(RATE, num_free_rows, prompt_share)
+    return predict_start(bounds_only(), Ask(class_id, 100, 50), demands, supply)
+
+
+def test_where_rows_are_free_a_request_starts_as_soon_as_the_prompts_before_it_are_computed() -> None:
+    """2 + 1 wait for four rows: a fourth finds one, after a quarter of the time that 600 + 300 tokens take."""
+    demands = {"high": waiting(300.0, 1), "low": waiting(600.0, 2)}
+    assert in_rows(4, 0.25, demands) == pytest.approx(0.25 * 900.0 / RATE)
+
+
+def test_who_finds_no_row_free_waits_for_those_before_it_less_half_a_request_for_each_free_row() -> None:
+    """Three of 300 tokens wait for three rows: 900 − 0.5 · 3 · 300."""
+    demands = {"high": waiting(300.0, 1), "low": waiting(600.0, 2)}
+    assert in_rows(3, 0.25, demands) == pytest.approx((900.0 - 450.0) / RATE)
+
+
+def test_who_finds_no_row_free_waits_for_the_prompts_at_least() -> None:
+    demands = {"high": waiting(300.0, 1), "low": waiting(600.0, 2)}
+    assert in_rows(3, 0.8, demands) == pytest.approx(0.8 * 900.0 / RATE)
+
+
+def test_less_urgent_requests_take_no_free_row_from_more_urgent_ones() -> None:
+    """Two of high wait for three rows, whoever waits in low."""
+    demands = {"high": waiting(600.0, 2), "low": waiting(9000.0, 30)}
+    assert in_rows(3, 0.25, demands, "high") == pytest.approx(0.25 * 600.0 / RATE)
 
 
 MEAN = MeanRequest(100, 50, 100)
@@ -334,27 +442,56 @@ def test_an_objective_reckons_with_the_mean_and_a_part_of_the_margin() -> None:
     assert rate_for(policy, policy.find("low"), [WORKER], MEAN) == pytest.approx(0.9 * at_the_mean)
 
 
+def supply(*workers: WorkerCapacity, num_running: int = 0) -> Supply:
+    return supply_for(bounds_only(), bounds_only().find("low"), workers, MEAN, num_running)
+
+
+def test_the_supply_has_the_rate_for_the_class() -> None:
+    assert supply(WORKER).rate == rate_for(bounds_only(), bounds_only().find("low"), [WORKER], MEAN)
+
+
+@pytest.mark.parametrize(("num_running", "num_free_rows"), [(0, 8), (5, 3), (8, 0), (9, 0)])
+def test_rows_of_all_workers_are_free_that_nobody_uses(num_running: int, num_free_rows: int) -> None:
+    assert supply(WORKER, WORKER, num_running=num_running).num_free_rows == num_free_rows
+
+
+def test_memory_bounds_the_rows_that_can_be_free() -> None:
+    """Rows of 125 tokens in 300."""
+    assert worker_rows(bounds_only(), WorkerCapacity(4, 300, WORKER.cost_model), 100, 50) == 2
+
+
+def test_a_prompts_share_of_a_request_is_that_of_the_worker_where_it_is_largest() -> None:
+    """A prompt of 100 tokens takes 0.1 s; 50 output tokens take 50 · 0.01 / 4 = 0.125 s."""
+    with_prompts = WorkerCapacity(4, 100_000, CostModel({"base_s": 0.01, "prefill_token_s": 0.001}))
+    assert supply(WORKER, with_prompts).prompt_share == pytest.approx(0.1 / 0.225)
+
+
+def test_without_workers_there_is_nothing() -> None:
+    assert supply() == Supply(0.0, 0, 0.0)
+
+
 loads = st.fixed_dictionaries(
     {
-        name: st.builds(Demand, st.integers(0, 50), st.floats(0, 1e5), st.floats(0, 5e3))
+        name: st.builds(Demand, st.integers(0, 50), st.floats(0, 1e5), st.floats(0, 5e3), st.floats(0, 1e5))
         for name in ("high", "medium", "low")
     }
 )
 
 
 @given(loads, st.floats(1.0, 1e5))
-def test_a_class_can_always_count_on_its_guaranteed_share(demands: dict[str, Demand], rate: float) -> None:
-    result = shares(bounds_only(), demands, rate)
-    assert all(
-        result[name] >= share - 1e-9 for name, share in {"high": 0.7, "medium": 0.2, "low": 0.1}.items()
-    )
-
-
-@given(loads, st.floats(1.0, 1e5))
 def test_within_its_guaranteed_share_nobody_is_refused(demands: dict[str, Demand], rate: float) -> None:
     policy = bounds_only()
     within = Demand(1, 0.1 * rate * 30.0 * 0.999)
-    assert isinstance(decide(policy, ASK, {**demands, "low": within}, rate, 0.0), Admitted)
+    answer = decide(policy, ASK, {**demands, "low": within}, Supply(rate), 0.0)
+    assert isinstance(answer, Admitted)
+
+
+@given(loads, st.floats(1.0, 1e5), st.sampled_from(("high", "medium", "low")), st.integers(0, 64))
+def test_nobody_is_told_to_come_back_in_the_past(
+    demands: dict[str, Demand], rate: float, class_id: str, num_free_rows: int
+) -> None:
+    answer = decide(bounds_only(), Ask(class_id, 100, 50), demands, Supply(rate, num_free_rows, 0.3), 0.0)
+    assert isinstance(answer, Admitted) or (answer.retry_after_s >= 0.0 and answer.takes_s >= 0.0)
 
 
 def test_the_rate_follows_the_cost_model() -> None:

@@ -34,7 +34,7 @@ def test_steady_arrivals_are_their_rate_from_the_first_seconds_on(until: float) 
 
 def test_nothing_has_arrived_at_no_rate() -> None:
     rate = ArrivalRate()
-    assert (rate.value(5.0), rate.lasting(5.0)) == (0.0, 0.0)
+    assert (rate.value(5.0), rate.flow(5.0, 30.0, 1.0), rate.usual(5.0, 0.0)) == (0.0, 0.0, 0.0)
 
 
 def test_a_burst_counts_at_once() -> None:
@@ -43,17 +43,71 @@ def test_a_burst_counts_at_once() -> None:
     assert rate.value(100.5) > 500.0
 
 
-def test_what_lasts_is_not_moved_far_by_a_burst() -> None:
-    rate = steady(1.0, 1.0, 100.0)
-    rate.add(500.0, 100.5)
-    assert rate.lasting(100.5) < 60.0
-
-
 def test_between_two_bursts_the_last_one_is_remembered() -> None:
     rate = ArrivalRate()
     rate.add(1000.0, 0.0)
-    assert rate.value(5.0) == pytest.approx(rate.lasting(5.0))
     assert rate.value(5.0) > 100.0
+
+
+def opened_long_ago(*arrivals: tuple[float, float]) -> ArrivalRate:
+    """A door that has been open for 600 s, and what arrived since: (at, cost)."""
+    rate = ArrivalRate(-600.0)
+    for at, cost in arrivals:
+        rate.add(cost, at)
+    return rate
+
+
+@pytest.mark.parametrize("within_s", [0.5, 5.0, 30.0])
+def test_a_flow_that_has_lasted_is_expected_to_go_on(within_s: float) -> None:
+    """Half of five minutes' usual arrivals are more than 30 s bring."""
+    assert steady(10.0, 0.01, 100.0).flow(100.0, within_s, 0.0) == pytest.approx(1000.0, rel=0.02)
+
+
+@pytest.mark.parametrize("repeats", [0.0, 1.0, 2.0])
+def test_a_burst_into_an_idle_pool_is_expected_as_often_as_asked_within_the_bound(repeats: float) -> None:
+    rate = opened_long_ago((0.0, 3000.0))
+    assert rate.flow(0.0, 30.0, repeats) == pytest.approx(repeats * 3000.0 / 30.0)
+
+
+def test_what_arrived_in_the_first_seconds_may_be_a_flow() -> None:
+    rate = ArrivalRate()
+    rate.add(3000.0, 0.0)
+    assert rate.flow(0.0, 30.0, 0.0) == rate.value(0.0)
+
+
+@pytest.mark.parametrize(("at", "per_s"), [(9.9, 3000.0), (10.0, 3000.0 / 30.0)])
+def test_after_ten_seconds_a_door_tells_a_burst_from_a_flow(at: float, per_s: float) -> None:
+    rate = ArrivalRate(0.0)
+    rate.add(3000.0, at)
+    assert rate.flow(at, 30.0, 1.0) == pytest.approx(per_s, rel=0.01)
+
+
+def test_a_flow_that_jumps_fivefold_is_foreseen_in_full() -> None:
+    """Ten a second for 600 s, then fifty a second for 2 s; five minutes' usual arrivals are ten a second."""
+    usual = [(number - 600.0, 10.0) for number in range(600)]
+    rate = opened_long_ago(*usual, *((number / 50.0, 1.0) for number in range(100)))
+    assert rate.flow(2.0, 30.0, 1.0) == pytest.approx(rate.value(2.0))
+
+
+def test_a_flow_that_jumps_further_is_foreseen_up_to_half_of_five_usual_minutes() -> None:
+    """Twenty times the usual ten a second: in 30 s, half of the 3,000 of five minutes."""
+    usual = [(number - 600.0, 10.0) for number in range(600)]
+    rate = opened_long_ago(*usual, *((number / 200.0, 1.0) for number in range(400)))
+    assert rate.flow(2.0, 30.0, 1.0) == pytest.approx(0.5 * 3000.0 / 30.0, rel=0.05)
+
+
+def test_what_is_usual_leaves_out_the_last_seconds() -> None:
+    usual = [(number - 600.0, 10.0) for number in range(600)]
+    rate = opened_long_ago(*usual, (0.0, 3000.0))
+    assert rate.usual(0.0, 1e9) == pytest.approx(10.0, rel=0.02)
+
+
+def test_no_more_is_usual_than_what_arrives() -> None:
+    assert steady(10.0, 0.01, 100.0).usual(100.0, 30.0) == 30.0
+
+
+def test_at_first_all_is_usual() -> None:
+    assert ArrivalRate().usual(5.0, 40.0) == 40.0
 
 
 def test_answers_are_expected_as_long_as_the_last_ones() -> None:
@@ -88,7 +142,7 @@ def test_other_doors_see_as_much_as_this_one() -> None:
     forecast = Forecast()
     for number in range(100):
         forecast.accepted(Ask("high", 100, 50), 60.0, number * 0.1)
-    load = {"low": Waiting(5, 1000.0)}
+    load = {"low": Waiting(50, 10_000.0)}
     assert wait_of(forecast, load, 10.0, num_doors=4) > wait_of(forecast, load, 10.0, num_doors=1)
 
 
@@ -98,10 +152,48 @@ def test_larger_requests_take_the_pool_longer_per_token_of_answer() -> None:
     for number in range(100):
         short.accepted(Ask("low", 1000, 10), 1.0, number * 0.1)
         long.accepted(Ask("low", 10, 1000), 1.0, number * 0.1)
-    load = {"low": Waiting(5, 1000.0)}
+    load = {"low": Waiting(50, 10_000.0)}
     assert wait_of(long, load, 1000.0) > wait_of(short, load, 1000.0)
 
 
 def test_without_workers_nobody_may_wait() -> None:
     answer = Forecast().decide(default_policy(), ASK, {"low": Waiting(1, 100.0)}, [], 1, 0.0)
     assert isinstance(answer, Refused)
+
+
+def test_requests_that_workers_hold_take_their_rows() -> None:
+    """Eight rows: with none running, one that comes after seven starts at once."""
+    load = {"low": Waiting(7, 1400.0)}
+    waits = [
+        Forecast().decide(default_policy(), ASK, load, [WORKER], 1, 0.0, num_running) for num_running in (0, 1)
+    ]
+    assert [isinstance(one, Admitted) and one.wait_s == 0.0 for one in waits] == [True, False]
+
+
+def times_to_come_back(forecast: Forecast, *class_ids: str) -> list[float]:
+    """What each is told that comes now: 2,000 requests wait in high, as many in low."""
+    load = {"high": Waiting(2000, 400_000.0), "low": Waiting(2000, 400_000.0)}
+    answers = [
+        forecast.decide(default_policy(), Ask(one, 100, 50), load, [WORKER], 1, 0.0) for one in class_ids
+    ]
+    return [one.retry_after_s for one in answers if isinstance(one, Refused)]
+
+
+def test_who_is_refused_is_told_to_come_back_after_those_who_were_refused_before() -> None:
+    first, second, third = times_to_come_back(Forecast(), "low", "low", "low")
+    assert third - second == pytest.approx(second - first)
+    assert second > first
+
+
+def test_the_less_urgent_come_back_after_the_more_urgent_and_not_the_other_way_round() -> None:
+    alone = times_to_come_back(Forecast(), "low")[0]
+    high, low, again = times_to_come_back(Forecast(), "high", "low", "high")
+    assert low >= alone
+    assert again - high < low
+
+
+def test_nobody_is_told_to_come_back_later_for_others_than_a_bound() -> None:
+    forecast = Forecast()
+    first = times_to_come_back(forecast, "low")[0]
+    last = times_to_come_back(forecast, *["low"] * 500)[-1]
+    assert last == pytest.approx(first + default_policy().find("low").max_wait_s)
