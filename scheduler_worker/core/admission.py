@@ -246,17 +246,17 @@ def _starts_after(
     is_beyond = mine.arriving_cost_per_s > guaranteed
     urgent = [one.demand for one in others if one.is_urgent]
     ahead, before = mine.waiting_cost + added, sum(one.waiting_cost for one in urgent)
-    if ahead + (before if is_beyond else 0.0) <= 0.0:
+    if ahead + before <= 0.0:
         return 0.0
-    prompts_s = (ahead + before) * supply.prompt_share / rate
-    if mine.num_waiting + sum(one.num_waiting for one in urgent) < supply.num_free_rows:
-        return prompts_s
+    starts_s = (ahead + before) * supply.prompt_share / rate
+    has_row = mine.num_waiting + sum(one.num_waiting for one in urgent) < supply.num_free_rows
     if is_beyond:
         left = max(guaranteed, rate - sum(one.flow for one in others))
         ahead += request_cost(policy, ask) * max(1.0, mine.offered_cost_per_s / left)
-    assured_s = (ahead + (before if is_beyond else 0.0)) / guaranteed
-    credit = FREE_ROW_CREDIT * supply.num_free_rows * _mean_cost(demands)
-    return max(prompts_s, min(assured_s, _left_over_after(others, rate, ahead - credit)))
+    if not has_row:
+        credit = FREE_ROW_CREDIT * supply.num_free_rows * _mean_cost(demands)
+        starts_s = max(starts_s, _left_over_after(others, rate, ahead - credit))
+    return min(starts_s, (ahead + (before if is_beyond else 0.0)) / guaranteed)
 
 
 def _others(
@@ -283,14 +283,14 @@ def _left_over_after(others: Sequence[_Other], rate: float, work: float) -> floa
     """
     urgent, less = [one for one in others if one.is_urgent], [one for one in others if not one.is_urgent]
     work += sum(one.demand.waiting_cost for one in urgent)
+    if work <= 0.0:
+        return 0.0
     per_s = rate - sum(one.flow for one in urgent) - sum(one.guaranteed for one in less)
     for one in sorted(less, key=lambda one: one.sated_at):
         if one.sated_at == inf or work <= per_s * one.sated_at:
             break
         work += one.demand.waiting_cost
         per_s += one.guaranteed - one.flow
-    if work <= 0.0:
-        return 0.0
     return work / per_s if per_s > 0.0 else inf
 
 

@@ -171,6 +171,22 @@ def test_less_urgent_classes_take_what_arrives_once_their_work_is_done() -> None
     assert start(demands, "medium") == pytest.approx(2.0)
 
 
+def test_a_less_urgent_class_is_sated_when_its_share_has_served_what_waits_and_arrives() -> None:
+    """Low is done after 1 s; medium's 850 have been served before, at 900 a second."""
+    assert start({"medium": waiting(850.0), "low": Demand(1, 90.0, 10.0)}, "medium") == pytest.approx(850 / 900)
+
+
+def test_a_less_urgent_class_that_is_brought_its_share_takes_no_less() -> None:
+    assert start({"medium": waiting(900.0), "low": Demand(1, 10.0, 100.0)}, "medium") == pytest.approx(1.0)
+
+
+def test_a_less_urgent_class_that_is_brought_a_little_less_is_sated_late() -> None:
+    """Low spares 0.5 of its 100 a second and is done after 20 s. Medium's 27,005 take 20 s at 900 a second, and 10 s
+    at 900.5."""
+    demands = {"medium": waiting(27_005.0), "low": Demand(1, 10.0, 99.5)}
+    assert start(demands, "medium") == pytest.approx(30.0, rel=1e-9)
+
+
 def test_two_less_urgent_classes_are_sated_one_after_the_other() -> None:
     """Low's 50 take 0.5 s of its 100 a second, medium's 300 take 1.5 s of its 200: high has 700 a second, then 800
     from 0.5 s on, then all. 350 + 800 + 500 are served after 2 s."""
@@ -269,6 +285,18 @@ def test_a_queue_that_is_too_long_by_three_has_room_after_three_have_started() -
     assert isinstance(answer, Refused)
     assert answer.retry_after_s == pytest.approx(12.0 * 3 / 12)
     assert answer.numbers == {"num_waiting": 12, "queue_limit": 10}
+
+
+def test_a_queue_of_one_has_room_once_that_one_has_started() -> None:
+    policy = with_class(default_policy(), "low", queue_limit=1)
+    demands = {"high": BUSY, "medium": BUSY, "low": waiting(100.0)}
+    assert refused(decide(policy, ASK, demands, POOL, 0.0)).retry_after_s == pytest.approx(1.0)
+
+
+def test_a_time_to_come_back_may_be_shorter_than_a_second() -> None:
+    """70 tokens take 0.7 s, for an objective of 0.5."""
+    demands = {"high": USUAL, "medium": USUAL, "low": waiting(70.0)}
+    assert refused(decide(default_policy(), ASK, demands, POOL, 0.0)).retry_after_s == pytest.approx(0.2)
 
 
 def test_below_the_limit_of_its_queue_a_request_enters() -> None:
@@ -419,6 +447,26 @@ def test_who_finds_no_row_free_waits_for_the_prompts_at_least() -> None:
     assert in_rows(3, 0.8, demands) == pytest.approx(0.8 * 900.0 / RATE)
 
 
+def test_one_that_waits_for_the_only_free_row_is_halfway_done_when_the_next_comes() -> None:
+    assert in_rows(1, 0.0, {"low": waiting(600.0, 1)}) == pytest.approx((600.0 - 300.0) / RATE)
+
+
+def test_who_waits_for_less_than_is_credited_starts_at_once_though_others_leave_nothing() -> None:
+    """Four wait with 800: half of their mean for one free row is all that waits in medium."""
+    demands = {"high": Demand(arriving_cost_per_s=2 * RATE), "medium": waiting(100.0), "low": waiting(700.0, 3)}
+    assert in_rows(1, 0.0, demands, "medium") == 0.0
+
+
+def test_where_others_take_just_all_a_class_has_its_guaranteed_share() -> None:
+    assert start({"high": Demand(arriving_cost_per_s=RATE), "low": waiting(50.0)}) == pytest.approx(50 / 100)
+
+
+def test_little_that_others_leave_is_more_than_a_smaller_share() -> None:
+    """Of 5 a second high takes 4.1: 0.9 are left, and low's share is 0.5."""
+    demands = {"high": Demand(arriving_cost_per_s=4.1), "low": waiting(9.0)}
+    assert predict_start(bounds_only(), ASK, demands, Supply(5.0)) == pytest.approx(9.0 / 0.9)
+
+
 def test_less_urgent_requests_take_no_free_row_from_more_urgent_ones() -> None:
     """Two of high wait for three rows, whoever waits in low."""
     demands = {"high": waiting(600.0, 2), "low": waiting(9000.0, 30)}
@@ -478,12 +526,26 @@ loads = st.fixed_dictionaries(
 )
 
 
-@given(loads, st.floats(1.0, 1e5))
-def test_within_its_guaranteed_share_nobody_is_refused(demands: dict[str, Demand], rate: float) -> None:
-    policy = bounds_only()
+@given(loads, st.floats(1.0, 1e5), st.integers(0, 64), st.floats(0.0, 1.0))
+def test_within_its_guaranteed_share_nobody_is_refused(
+    demands: dict[str, Demand], rate: float, num_free_rows: int, prompt_share: float
+) -> None:
     within = Demand(1, 0.1 * rate * 30.0 * 0.999)
-    answer = decide(policy, ASK, {**demands, "low": within}, Supply(rate), 0.0)
-    assert isinstance(answer, Admitted)
+    supply = Supply(rate, num_free_rows, prompt_share)
+    assert isinstance(decide(bounds_only(), ASK, {**demands, "low": within}, supply, 0.0), Admitted)
+
+
+def test_within_its_share_a_class_with_nobody_waiting_is_served_at_once() -> None:
+    assert in_rows(9, 0.5, {"high": waiting(300.0, 1)}) == 0.0
+
+
+def test_what_is_not_said_of_a_class_or_a_request_is_nothing() -> None:
+    assert (Demand(), Ask("low", 1, 1)) == (Demand(0, 0.0, 0.0, 0.0, 0.0, 0.0), Ask("low", 1, 1, 0, 0))
+
+
+def test_a_request_that_is_refused_for_the_queues_length_takes_no_time() -> None:
+    policy = with_class(default_policy(), "low", queue_limit=1)
+    assert refused(decide(policy, ASK, {"low": waiting(1.0)}, POOL, 0.0)).takes_s == 0.0
 
 
 @given(loads, st.floats(1.0, 1e5), st.sampled_from(("high", "medium", "low")), st.integers(0, 64))
