@@ -308,36 +308,39 @@ def decide(
         return _queue_full(rules, demand, wait_s)
     if not policy.admission.enabled:
         return Admitted(wait_s, wait_s + prefill_s)
-    most_s = rules.max_wait_s * policy.admission.wait_factor
-    reason = Reason.PREDICTED_WAIT
+    most_s, reason = rules.max_wait_s * policy.admission.wait_factor, Reason.PREDICTED_WAIT
     if rules.admit_on == "ttft":
         most_s, reason = rules.slo.ttft_s * policy.admission.wait_factor - prefill_s, Reason.PREDICTED_TTFT
     if wait_s <= max(most_s, 0.0):
         return Admitted(wait_s, wait_s + prefill_s)
-    retry_after_s, takes_s = _room_after(policy, ask, demands, supply, max(most_s, 0.0))
-    numbers = {
-        "predicted_s": wait_s,
-        "bound_s": most_s,
-        "num_waiting": demand.num_waiting,
-        "prefill_s": prefill_s,
-    }
-    return Refused(reason, retry_after_s, numbers, takes_s)
+    numbers = {"bound_s": most_s, "num_waiting": demand.num_waiting, "prefill_s": prefill_s}
+    return _refused(policy, ask, demands, supply, wait_s, max(most_s, 0.0), reason, numbers)
 
 
-def _room_after(
-    policy: Policy, ask: Ask, demands: Mapping[str, Demand], supply: Supply, most_s: float
-) -> tuple[float, float]:
-    """Seconds until the request would be accepted, and by how many it would make the next one wait.
+def _refused(
+    policy: Policy,
+    ask: Ask,
+    demands: Mapping[str, Demand],
+    supply: Supply,
+    wait_s: float,
+    most_s: float,
+    reason: Reason,
+    numbers: Mapping[str, float | int],
+) -> Refused:
+    """When the request would be accepted, and by how much it would make the next one wait.
 
     A wait shortens by a second a second. A burst counts twice: it may go on and come before the request does, and be
-    expected once more when that is back. Then it has passed: nobody is told to wait longer than all that waits.
+    expected once more when that is back. Then it has passed: nobody is told to come back later than all that waits
+    now has started, nor that it would have waited for more of a burst than is expected.
     """
     calm = {name: replace(one, arriving_cost_per_s=one.usual_cost_per_s) for name, one in demands.items()}
     calm_s = _starts_after(policy, ask, calm, supply, 0.0)
     takes_s = _starts_after(policy, ask, calm, supply, request_cost(policy, ask)) - calm_s
     burst_cost = sum(one.burst_cost_per_s for one in demands.values()) * bound_s(policy.find(ask.class_id))
-    burst_s = BURST_COUNTS * burst_cost / max(supply.rate, MIN_RATE)
-    return max(0.0, calm_s - max(0.0, most_s - burst_s)), takes_s
+    burst_s = burst_cost / max(supply.rate, MIN_RATE)
+    predicted_s = min(wait_s, max(most_s, calm_s + burst_s))
+    retry_after_s = max(0.0, calm_s - max(0.0, most_s - BURST_COUNTS * burst_s))
+    return Refused(reason, retry_after_s, {**numbers, "predicted_s": predicted_s}, takes_s)
 
 
 def _queue_full(rules: ClassPolicy, demand: Demand, wait_s: float) -> Refused:

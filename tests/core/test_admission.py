@@ -246,6 +246,21 @@ def test_in_a_burst_the_time_to_come_back_counts_what_is_expected_of_it_twice() 
     assert answer.retry_after_s == pytest.approx(35.0 - (30.0 - 12.0))
 
 
+@pytest.mark.parametrize(("burst_per_s", "predicted_s"), [(200.0, 41.0), (1000.0, 65.0), (0.0, 35.0)])
+def test_who_is_refused_is_told_no_more_of_a_burst_than_is_expected(burst_per_s: float, predicted_s: float) -> None:
+    """35,000 tokens wait, and high may bring as much more per second for 30 s: it would not go on for ever."""
+    high = Demand(1, 20_000.0, arriving_cost_per_s=950.0, burst_cost_per_s=burst_per_s)
+    answer = refused(decide(bounds_only(), ASK, {"high": high, "low": waiting(15_000.0)}, POOL, 0.0))
+    assert answer.numbers["predicted_s"] == pytest.approx(predicted_s)
+
+
+def test_who_is_refused_is_told_a_wait_beyond_the_bound() -> None:
+    """10,000 tokens wait; the 200 a second that high leaves would serve them in 50 s, the pool alone in 10."""
+    high = Demand(arriving_cost_per_s=800.0)
+    answer = refused(decide(bounds_only(), ASK, {"high": high, "low": waiting(10_000.0)}, POOL, 0.0))
+    assert answer.numbers["predicted_s"] == pytest.approx(30.0)
+
+
 def test_nobody_is_told_to_wait_longer_than_until_all_that_waits_has_started() -> None:
     demands = {"high": Demand(1, 20_000.0, burst_cost_per_s=900.0), "low": waiting(15_000.0)}
     assert refused(decide(bounds_only(), ASK, demands, POOL, 0.0)).retry_after_s == pytest.approx(35.0)
@@ -305,7 +320,7 @@ def test_below_the_limit_of_its_queue_a_request_enters() -> None:
 
 
 def test_a_refusal_has_the_numbers_that_decided_it() -> None:
-    demands = {"high": BUSY, "medium": BUSY, "low": waiting(4000.0, num=7)}
+    demands = {"high": USUAL, "medium": USUAL, "low": waiting(4000.0, num=7)}
     answer = decide(bounds_only(), ASK, demands, POOL, 0.3)
     assert isinstance(answer, Refused)
     assert answer.numbers == {
@@ -540,7 +555,8 @@ def test_within_its_share_a_class_with_nobody_waiting_is_served_at_once() -> Non
 
 
 def test_what_is_not_said_of_a_class_or_a_request_is_nothing() -> None:
-    assert (Demand(), Ask("low", 1, 1)) == (Demand(0, 0.0, 0.0, 0.0, 0.0, 0.0), Ask("low", 1, 1, 0, 0))
+    assert (Demand(), Supply(1.0)) == (Demand(0, 0.0, 0.0, 0.0, 0.0, 0.0), Supply(1.0, 0, 0.0))
+    assert Ask("low", 1, 1) == Ask("low", 1, 1, 0, 0)
 
 
 def test_a_request_that_is_refused_for_the_queues_length_takes_no_time() -> None:

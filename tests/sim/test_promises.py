@@ -142,6 +142,12 @@ def test_a_worker_that_slows_down_by_a_fifth_keeps_the_bound() -> None:
     assert longest_wait_s(run(poisson(150, 20, 8), Slowing())) <= BOUND_S
 
 
+def test_a_flood_after_ten_idle_minutes_keeps_the_bound() -> None:
+    """Nothing was usual: the first seconds might be a burst that passes."""
+    flood = [replace(one, arrival_s=one.arrival_s + 600.0) for one in poisson(250, 12, 6)]
+    assert longest_wait_s(run(flood)) <= BOUND_S
+
+
 def test_a_missed_bound_is_told_with_its_cause() -> None:
     hopeless = policy(0.6).model_copy(
         update={"admission": default_policy().admission.model_copy(update={"enabled": False})}
