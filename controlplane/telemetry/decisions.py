@@ -9,6 +9,7 @@ from typing import Final
 
 from controlplane.telemetry.schema import BatchLimitChange, Decision
 from scheduler_worker.protocol.messages import EventRecord
+from scheduler_worker.protocol.mirrors import FirstOfMirrors
 
 Render = Callable[[EventRecord], str]
 
@@ -44,11 +45,14 @@ class EventLog:
     def __init__(self, render: Render) -> None:
         self._render = render
         self._groups: dict[Key, list[_Entry]] = {}
+        self._mirrors = FirstOfMirrors()
 
     def take(self, source: str, events: Iterable[EventRecord]) -> None:
         """Events of one worker or gateway."""
         for event in events:
             if event.kind in ROUTINE or (event.kind, event.reason) in ROUTINE_REASONS:
+                continue
+            if not self._mirrors.is_news(event.kind, event.request_id, event.numbers):
                 continue
             group = self._groups.setdefault(key_of(event), [])
             insort(group, _Entry(event.at, event.request_id, source, event))

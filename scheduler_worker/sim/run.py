@@ -16,6 +16,7 @@ from scheduler_worker.core.chunks import StepChunks
 from scheduler_worker.core.plan import Applied, Event, Finished, RowResult, StepPlan, StepResult
 from scheduler_worker.core.scheduler import SchedulerVerbs
 from scheduler_worker.core.sequence import FinishReason, SequenceHeader
+from scheduler_worker.protocol.mirrors import FirstOfMirrors
 from scheduler_worker.sim.cost import StepCost
 from scheduler_worker.sim.trace import Request
 
@@ -131,6 +132,7 @@ class Simulation:
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._order = 0
         self._claimed: dict[str, int] = {}
+        self._mirrors = FirstOfMirrors(max_remembered=len(requests))
         self._noise = Random(f"noise-{options.seed}")
         self.now = 0.0
         self.history = History([Outcome(one, one.arrival_s) for one in requests])
@@ -153,6 +155,8 @@ class Simulation:
         if self._num_open:
             raise SimulationStalled(f"{self._num_open} requests never ended")
         self.history.makespan_s = self.now
+        if progress is not None:
+            progress(total, total)
         return self.history
 
     def at(self, when: float, action: Callable[..., None], *arguments: Any) -> None:
@@ -240,7 +244,8 @@ class Simulation:
     def note_events(self, events: Sequence[Event]) -> None:
         """Keep what was decided."""
         if self._options.keep_events:
-            self.history.events.extend(events)
+            is_news = self._mirrors.is_news
+            self.history.events.extend([one for one in events if is_news(one.kind, one.seq_id, one.numbers)])
 
     def note_applied(self, applied: Applied) -> None:
         """Fold an outcome into the requests' histories."""

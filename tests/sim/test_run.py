@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from random import Random
 
 import pytest
 
-from scheduler_worker.core.plan import Capacity
+from scheduler_worker.core.plan import Capacity, Event, EventKind
 from scheduler_worker.core.policy import Policy, default_policy
 from scheduler_worker.core.scheduler import Scheduler, SchedulerVerbs
 from scheduler_worker.sim.baselines import BaselineOptions, BaselineScheduler, StaticScheduler
@@ -113,3 +114,25 @@ def test_nearest_rank_of_a_known_list() -> None:
         4.0,
         4.0,
     ]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_bound_that_passes_in_every_mirror_is_told_once(workers: int) -> None:
+    """300 requests at once on eight slots a worker: most wait for longer than 50 ms."""
+    classes = tuple(one.model_copy(update={"max_wait_s": 0.05}) for one in POLICY.classes)
+    rules = POLICY.model_copy(update={"classes": classes})
+    told_by_workers: list[str] = []
+    simulation = Simulation(
+        [Request(0.0, 100, 40, "low") for _ in range(300)],
+        [make("tidegate", rules) for _ in range(workers)],
+        [H200_1B] * workers,
+        Options(max_tokens=64),
+        observer=lambda applied: told_by_workers.extend(bounds_missed(applied.events)),
+    )
+    told = bounds_missed(simulation.run().events)
+    assert len(told) == len(set(told)) > 100
+    assert len(told_by_workers) > (workers - 1) * len(told)
+
+
+def bounds_missed(events: Iterable[Event]) -> list[str]:
+    return [event.seq_id for event in events if event.kind is EventKind.BOUND_MISSED and "waited_s" in event.numbers]

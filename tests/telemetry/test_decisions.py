@@ -293,3 +293,19 @@ def test_the_rule_is_named_where_there_is_no_doubt_which(
     reason: str, low: dict[str, Any], lowest: dict[str, Any], path: str | None
 ) -> None:
     assert rule_of(event(1, "not_preempted", reason), rules(low, lowest)) == path
+
+
+def test_a_missed_bound_that_every_mirror_tells_is_one_decision() -> None:
+    one = fold()
+    for name, reason in (("gpu0", "estimate_was_off"), ("gpu1", "worker_slowed"), ("gpu2", "estimate_was_off")):
+        told = event(1, "bound_missed", reason, numbers={"waited_s": 30.1, "late_s": 0.1, "slowness": 1.0})
+        one.take(worker(2, name, events=(told,)))
+    assert [(line.reason, line.num_like) for line in seen(one, 2).decisions] == [("estimate_was_off", 0)]
+
+
+def test_the_wait_of_a_parked_request_is_another_miss_than_that_before_its_start() -> None:
+    one = fold()
+    for at, figure in ((1, "waited_s"), (2, "parked_s")):
+        told = event(at, "bound_missed", "estimate_was_off", request_id="r", numbers={figure: 30.1, "late_s": 0.1})
+        one.take(worker(3, events=(told,)))
+    assert seen(one, 3).decisions[0].num_like == 1
