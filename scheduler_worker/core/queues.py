@@ -180,7 +180,7 @@ class ClassQueues:
 
     def has_urgent(self, now: float, within_s: float) -> bool:
         """Whether somebody may be about to miss a TTFT objective; after `advance`."""
-        return any([queue.is_pressed(now + within_s) for queue in self.classes.values()])
+        return any(queue.is_pressed(now + within_s) for queue in self.classes.values())
 
     def advance(self, now: float) -> None:
         """Those that can no longer meet their TTFT objective go behind those that can."""

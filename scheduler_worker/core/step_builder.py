@@ -323,7 +323,7 @@ class StepBuilder:
         return bool(self._slots) and self._num_rows < self._row_limit
 
     def _need(self, candidate: Sequence) -> Need:
-        """Its prefix hits, what is promised to it, and how many blocks it lacks beyond what is free and not promised."""
+        """Its prefix hits, what is promised to it, and how many blocks it lacks beyond those free and not promised."""
         hits: list[int] = []
         if candidate.hashes and candidate.checkpoint_blocks == 0:
             hits = self._draft.match(candidate.hashes, (candidate.num_tokens - 1) // self._state.capacity.block_size)
