@@ -17,7 +17,7 @@ from controlplane.common.authentication import OperatorSession
 from controlplane.common.errors import NotSignedIn
 from controlplane.common.permissions import is_operator
 from controlplane.common.serializers import Strict
-from controlplane.common.throttling import check_failures, count_failure
+from controlplane.common.throttling import check_failures, count_failure, remember_success
 
 
 class SignInSerializer(Strict):
@@ -63,6 +63,7 @@ def _sign_in(request: Request, username: str, password: str) -> None:
     if user is None or not is_operator(user):
         count_failure(request, username)
         raise NotSignedIn("The name or the password is wrong.")
+    remember_success(request, username)
     login(request._request, user)
 
 
