@@ -8,6 +8,7 @@ from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
 if TYPE_CHECKING:
+    from django.contrib.auth.models import AbstractUser, AnonymousUser
     from rest_framework.views import APIView
 
 
@@ -25,13 +26,18 @@ class IsOperator(BasePermission):
         return is_operator(request.user)
 
 
+def may_operate(user: AbstractUser | AnonymousUser) -> bool:
+    """Whether an account may change policies, and what the fleet does."""
+    return is_operator(user) and user.has_perm("policies.publish_policy")
+
+
 class MayPublish(IsOperator):
     """An operator with the right to change policies."""
 
     message = "Your account may read policies but not publish them; it lacks the permission “publish_policy”."
 
     def has_permission(self, request: Request, view: APIView) -> bool:
-        return super().has_permission(request, view) and request.user.has_perm("policies.publish_policy")
+        return may_operate(request.user)
 
 
 class MayOperate(MayPublish):

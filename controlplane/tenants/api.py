@@ -9,8 +9,10 @@ from rest_framework.request import Request
 from rest_framework.response import Response
 from rest_framework.views import APIView
 
+from controlplane.common.permissions import may_operate
 from controlplane.policies.selectors import active_policy
 from controlplane.tenants import services
+from scheduler_worker.core.policy import Policy
 
 
 class PlaygroundKeySerializer(serializers.Serializer):
@@ -20,14 +22,23 @@ class PlaygroundKeySerializer(serializers.Serializer):
     expires_at = serializers.DateTimeField()
 
 
+def _classes_for(request: Request, policy: Policy) -> list[str]:
+    """The classes that an operator may try, the most urgent first."""
+    most_urgent = 0
+    if not may_operate(request.user):
+        most_urgent = policy.find(policy.default_class or policy.least_urgent().id).rank
+    return [one.id for one in sorted(policy.classes, key=lambda one: one.rank) if one.rank >= most_urgent]
+
+
 class PlaygroundKeyView(APIView):
     @extend_schema(
         operation_id="playground_key_create", request=None, responses={201: PlaygroundKeySerializer}
     )
     def post(self, request: Request) -> Response:
-        """A key of the signed-in operator, good for every class, for some hours."""
+        """A key of the signed-in operator, for some hours. Who may not change policies may not go before others:
+        the key is then good for the default class and less urgent ones."""
         policy = active_policy(settings.TIDEGATE.pool)
-        classes = [one.id for one in sorted(policy.classes, key=lambda one: one.rank)]
+        classes = _classes_for(request, policy)
         new = services.create_playground_key(operator=request.user, classes=classes)
         body = {
             "key": new.token,

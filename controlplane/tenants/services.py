@@ -100,7 +100,7 @@ def revoke_key(*, key_id: int, actor: str) -> ApiKey:
 
 @transaction.atomic
 def create_playground_key(*, operator: AbstractBaseUser, classes: Iterable[str]) -> NewKey:
-    """A key of the operator for a working day, good for every class, in a tenant of its own."""
+    """A key of the operator for a working day, good for these classes, in a tenant of its own."""
     actor = operator.get_username()
     tenant = ensure_tenant(slug=PLAYGROUND_TENANT, name="Operators' playground", actor=actor)
     return create_key(

@@ -84,6 +84,40 @@ def test_guessing_passwords_is_slowed_down(anonymous: APIClient, operator: User)
     assert (response.status_code, response["Retry-After"]) == (429, "300")
 
 
+def guess(client: APIClient, num: int, address: str, username: str = "ada") -> None:
+    client.defaults["REMOTE_ADDR"] = address
+    for _ in range(num):
+        sign_in(client, username, password="guess")
+
+
+def test_whoever_guesses_does_not_lock_the_operator_out(anonymous: APIClient, operator: User) -> None:
+    guess(anonymous, 10, "203.0.113.9")
+    anonymous.defaults["REMOTE_ADDR"] = "192.0.2.1"
+    assert sign_in(anonymous).status_code == 200
+
+
+def test_other_names_from_one_address_are_bounded_too(anonymous: APIClient, operator: User) -> None:
+    for number in range(10):
+        guess(anonymous, 3, "203.0.113.9", f"nobody-{number}")
+    assert sign_in(anonymous).status_code == 429
+
+
+def test_many_addresses_do_not_make_guessing_faster(anonymous: APIClient, operator: User) -> None:
+    for number in range(10):
+        guess(anonymous, 10, f"203.0.113.{number}")
+    anonymous.defaults["REMOTE_ADDR"] = "203.0.113.77"
+    assert sign_in(anonymous).status_code == 429
+
+
+def test_an_address_that_a_name_signed_in_from_stays_open_to_it(anonymous: APIClient, operator: User) -> None:
+    anonymous.defaults["REMOTE_ADDR"] = "192.0.2.1"
+    sign_in(anonymous)
+    for number in range(10):
+        guess(anonymous, 10, f"203.0.113.{number}")
+    anonymous.defaults["REMOTE_ADDR"] = "192.0.2.1"
+    assert sign_in(anonymous).status_code == 200
+
+
 def test_signing_in_without_a_csrf_token_is_refused(anonymous: APIClient, operator: User) -> None:
     response = anonymous.post(SESSION, {"username": "ada", "password": PASSWORD})
     assert (response.status_code, error_of(response)["code"]) == (403, "not_allowed")
@@ -299,6 +333,16 @@ def test_the_playground_key_opens_every_class(api: APIClient, published: Documen
     body = api.post("/api/v1/playground/key").json()
     assert body["classes"] == ["high", "medium", "low"]
     assert find_key(body["key"]).allowed_classes == {"high", "medium", "low"}
+
+
+def test_who_may_not_publish_plays_in_the_default_class_and_below(
+    viewer: User, published: Document
+) -> None:
+    client = APIClient()
+    client.force_login(viewer)
+    body = client.post("/api/v1/playground/key").json()
+    assert (body["classes"], body["default_class"]) == (["low"], "low")
+    assert find_key(body["key"]).allowed_classes == {"low"}
 
 
 def test_the_playground_key_is_the_operators_and_expires(api: APIClient, published: Document) -> None:
