@@ -25,6 +25,7 @@ import httpx
 from .children import ChildStarter
 from .demo_options import parser
 from .errors import EmbeddedServiceError
+from .hub import require_model
 from .measuring import busy_share, doubt
 from .programs import Program, Programs
 from .services import EmbeddedServices
@@ -218,7 +219,11 @@ def child_env() -> dict[str, str]:
 
 
 def named_model(name: str) -> str:
-    """The absolute path of a model directory, or the hub id as it is."""
+    """The absolute path of a model directory, or the hub id as it is.
+
+    Raises:
+        EmbeddedServiceError: there is no such model.
+    """
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / "config.json").exists():
@@ -226,6 +231,7 @@ def named_model(name: str) -> str:
         return str(path.resolve())
     if path.is_absolute() or name.startswith((".", "~")):
         raise EmbeddedServiceError(f"--model {name}: there is no such directory")
+    require_model(name)
     return name
 
 
