@@ -12,9 +12,16 @@ least has not become less meanwhile.
 
 The tier itself takes at most T_i <= w_i S + w_i max_lead + V, S being all service since then and V the dearest request.
 
-Between the tenants of a class, deadlines decide who is rescued, so that what they took by rescues and through the tier
-stands in place of the last two terms; and what is claimed and has not started counts against the class alone, so that
-there may be R prompts in place of one.
+Between tenants i and j of one class that have unclaimed requests all the while,
+
+    C_i - C_j  <=  (min(R P, 2 B s p + P) + R (O + 2) c) / w_i  +  A_i / w_i
+
+B is the token budget, p a prompt token's price, s = max(1, longest prompt / (2 x chunk limit)), A_i what i was served
+by rescues and through the tier, where deadlines choose among tenants and not counters. Why: when i was last claimed in
+its turn, its counter was at most j's, both with what the same pass had claimed for them. What i is charged from then
+on, and j perhaps not yet, are prompts claimed and not started, which count against the class alone: at most one for
+each slot that comes free; and a pass claims nothing more once claimed prompts fill the budget of two steps, of which a
+prompt takes at most two chunks.
 """
 
 from __future__ import annotations
@@ -32,6 +39,8 @@ from tests.core.worlds import World, a_capacity, with_rules
 
 NUM_SLOTS = 4
 MAX_PROMPT = 64
+MAX_CHUNK = 24
+NUM_WAITING = NUM_SLOTS + 1
 MAX_OUTPUT = 12
 OUTPUT_COST = 2.0
 CLASSES = ("high", "medium", "low")
@@ -41,7 +50,7 @@ DEAREST = MAX_PROMPT + MAX_OUTPUT * OUTPUT_COST
 SIZES = st.tuples(st.integers(1, MAX_PROMPT), st.integers(1, MAX_OUTPUT))
 
 
-def rules(max_lead: float, rescues: bool, tier: bool, preempts: bool) -> Policy:
+def rules(max_lead: float, rescues: bool, tier: bool, preempts: bool, budget: int = 2_048) -> Policy:
     """Bounds so short that, with `tier`, somebody is always starving."""
     classes = tuple(
         one.model_copy(
@@ -56,13 +65,17 @@ def rules(max_lead: float, rescues: bool, tier: bool, preempts: bool) -> Policy:
         default_policy().model_copy(update={"classes": classes}),
         fairness={"max_lead_tokens": max_lead},
         starvation={"enabled": tier, "guard": 0.9},
-        step={"rescue_within_s": 0.05 if rescues else 0.0},
+        step={
+            "rescue_within_s": 0.05 if rescues else 0.0,
+            "max_num_batched_tokens": budget,
+            "max_chunk_tokens": min(budget, MAX_CHUNK),
+        },
     )
 
 
 @dataclass
 class Backlog:
-    """A world in which every class, or every tenant of one class, always has three requests waiting."""
+    """A world in which every class, or every tenant of one class, always has more unclaimed requests than slots."""
 
     world: World
     groups: tuple[tuple[str, str], ...]
@@ -72,12 +85,11 @@ class Backlog:
     by_rescue: dict[str, float] = field(default_factory=dict)
 
     def refill(self) -> None:
-        waiting = self.world.scheduler.state
         for class_id, tenant in self.groups:
             name = tenant if len({one for one, _ in self.groups}) == 1 else class_id
-            here = (*waiting.waiting.sequences.values(), *waiting.ready.sequences.values())
-            present = sum(1 for one in here if self.owner[one.seq_id] == name)
-            for _ in range(3 - present):
+            unclaimed = self.world.scheduler.state.waiting.sequences
+            present = sum(1 for seq_id in unclaimed if self.owner[seq_id] == name)
+            for _ in range(NUM_WAITING - present):
                 prompt, output = self.sizes(len(self.owner))
                 seq_id = f"r{len(self.owner)}"
                 self.owner[seq_id] = name
@@ -128,12 +140,17 @@ def test_backlogged_classes_stay_within_the_bound(
             assert taken <= account.weight * (served + max_lead) + DEAREST
 
 
-@settings(max_examples=15, deadline=None)
-@given(sizes=st.lists(SIZES, min_size=3, max_size=20), rescues=st.booleans(), tier=st.booleans())
+@settings(max_examples=40, deadline=None)
+@given(
+    sizes=st.lists(SIZES, min_size=3, max_size=20),
+    rescues=st.booleans(),
+    tier=st.booleans(),
+    budget=st.sampled_from([16, 24, 48, 2_048]),
+)
 def test_backlogged_tenants_stay_within_the_bound(
-    sizes: list[tuple[int, int]], rescues: bool, tier: bool
+    sizes: list[tuple[int, int]], rescues: bool, tier: bool, budget: int
 ) -> None:
-    policy = rules(1_000.0, rescues, tier, False)
+    policy = rules(1_000.0, rescues, tier, False, budget)
     world = World(policy=policy, capacity=a_capacity(num_slots=NUM_SLOTS), checks=False)
     backlog = Backlog(world, tuple(("low", one) for one in TENANTS), lambda number: sizes[number % len(sizes)])
     for _ in range(100):
@@ -141,5 +158,11 @@ def test_backlogged_tenants_stay_within_the_bound(
         counters = backlog.counters(world.scheduler.state.ledger.classes["low"].tenants)
         for name, counter in counters.items():
             ahead_of_turn = backlog.by_tier.get(name, 0.0) + backlog.by_rescue.get(name, 0.0)
-            vtc = NUM_SLOTS * MAX_PROMPT + ROW_TOKENS * OUTPUT_COST
+            vtc = claimed_prompts(budget) + ROW_TOKENS * OUTPUT_COST
             assert counter - min(counters.values()) <= vtc + ahead_of_turn
+
+
+def claimed_prompts(budget: int) -> float:
+    """The most that prompts claimed and not started cost, a prompt token being 1."""
+    chunks_over_budget = max(1.0, MAX_PROMPT / (2 * min(budget, MAX_CHUNK)))
+    return min(NUM_SLOTS * MAX_PROMPT, 2 * budget * chunks_over_budget + MAX_PROMPT)
