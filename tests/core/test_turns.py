@@ -6,6 +6,8 @@ import pytest
 
 from scheduler_worker.core.plan import EventKind, Reason
 from scheduler_worker.core.policy import Policy, default_policy
+from scheduler_worker.core.sequence import Sequence
+from scheduler_worker.core.turns import Turns
 from tests.core.worlds import World, a_capacity, with_rules
 
 
@@ -246,3 +248,22 @@ def test_whoever_is_next_is_claimed_though_others_wait_for_blocks() -> None:
     ledger = world.scheduler.state.ledger
     ledger.charge(world.scheduler.state.sequences["running"], 500.0)
     assert "modest" in world.claim()
+
+
+def test_thousands_who_starve_without_credit_cost_one_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tier may take of low what one request costs; nobody after that one is asked whether it may go ahead."""
+    asked: list[str] = []
+    may = Turns._may
+
+    def counted(turns: Turns, sequence: Sequence, reason: Reason) -> bool:
+        asked.append(sequence.seq_id)
+        return may(turns, sequence, reason)
+
+    monkeypatch.setattr(Turns, "_may", counted)
+    world = World(capacity=a_capacity(num_slots=4), checks=False)
+    for number in range(2_000):
+        world.add(f"low-{number}", "low")
+    world.add("other", "medium")
+    world.now = 26.0
+    world.scheduler.claim_candidates(world.now)
+    assert len([one for one in asked if one.startswith("low")]) == 2
