@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from django.db import transaction
 
 from controlplane.audit.services import record
@@ -11,8 +9,6 @@ from controlplane.common.connections import redis_client
 from controlplane.common.errors import NotFound
 from controlplane.fleet import selectors
 from scheduler_worker.protocol import keys
-
-ORDER_TTL_S: Final = 24 * 3600
 
 
 def drain(*, pool: str, worker: str, actor: str) -> None:
@@ -26,7 +22,7 @@ def drain(*, pool: str, worker: str, actor: str) -> None:
     with transaction.atomic():
         if redis_client().get(key) != keys.DRAIN:
             _record("drain", pool, worker, actor)
-        redis_client().set(key, keys.DRAIN, ex=ORDER_TTL_S)
+        redis_client().set(key, keys.DRAIN, ex=keys.DRAIN_TTL_S)
 
 
 def resume(*, pool: str, worker: str, actor: str) -> None:

@@ -60,7 +60,8 @@ class Admission:
         if not self._view.is_fresh:
             raise Unavailable(NO_ANSWER, code="no_queue", retry_after_s=1.0)
         if not self._view.has_worker:
-            raise Unavailable("No worker takes requests for this model now.", code="no_worker", retry_after_s=2.0)
+            # Without a time to come back: nobody knows it.
+            raise Unavailable(self._view.why_no_worker(), code="no_worker")
         ask = self.forecast.ask(rules.id, sized.num_prompt_tokens, sized.max_tokens)
         cost = core.request_cost(policy, ask)
         try:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Final
 
 import redis.asyncio
@@ -23,7 +24,10 @@ STALE_AFTER_S: Final = 5.0
 
 @dataclass(slots=True)
 class PoolView:
-    """`workers` holds those with a lease that is not over and that do not drain."""
+    """`workers` holds those with a lease that is not over and that do not drain.
+
+    `num_draining` others drain; `drained_at` is when an operator last ordered one of them to, if one did.
+    """
 
     pool: str
     clock: RedisClock
@@ -31,6 +35,8 @@ class PoolView:
     policy_version: int = 0
     workers: dict[str, WorkerInfo] = field(default_factory=dict)
     num_gateways: int = 1
+    num_draining: int = 0
+    drained_at: float | None = None
     refreshed_at: float = float("-inf")
     _announced: bytes = b""
 
@@ -47,7 +53,7 @@ class PoolView:
         self.clock.observe(now, sent_at, time.perf_counter())
         self.num_gateways = max(num_gateways, 1)
         self._take_policy(announced)
-        await self._take_workers(client, [name for name, ends_at in leases if ends_at > now])
+        await self._take_workers(client, [name for name, ends_at in leases if ends_at > now], now)
         self.refreshed_at = time.perf_counter()
 
     @property
@@ -84,7 +90,17 @@ class PoolView:
         except ValueError as error:
             logger.error("the live policy cannot be read; keeping v%d: %s", self.policy_version, error)
 
-    async def _take_workers(self, client: redis.asyncio.Redis, names: list[bytes]) -> None:
+    def why_no_worker(self) -> str:
+        """Why no request is served now, and until when as far as that is known."""
+        if not self.num_draining:
+            return "No worker is connected for this model; requests are served again once one is."
+        ordered = ""
+        if self.drained_at is not None:
+            at = datetime.fromtimestamp(self.drained_at, UTC)
+            ordered = f", as an operator ordered at {at:%H:%M:%S} UTC; requests are served again once that is lifted"
+        return f"No worker takes requests for this model now: every worker is draining{ordered}."
+
+    async def _take_workers(self, client: redis.asyncio.Redis, names: list[bytes], now: float) -> None:
         found: dict[str, WorkerInfo] = {}
         if names:
             infos: list[Any] = await client.mget(
@@ -92,6 +108,17 @@ class PoolView:
             )
             found = _readable(dict(zip(names, infos, strict=True)))
         self.workers = {name: info for name, info in found.items() if not info.draining}
+        draining = [name for name, info in found.items() if info.draining]
+        self.num_draining = len(draining)
+        self.drained_at = await self._ordered_at(client, draining, now) if draining and not self.workers else None
+
+    async def _ordered_at(self, client: redis.asyncio.Redis, names: list[str], now: float) -> float | None:
+        """When the last of the orders to drain was given; None where the workers drain by themselves."""
+        async with client.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.pttl(keys.WORKER_CONTROL.of(self.pool, name))
+            left_ms = await pipe.execute()
+        return max((now - keys.DRAIN_TTL_S + left / 1000 for left in left_ms if left > 0), default=None)
 
 
 def _readable(infos: Mapping[bytes, bytes | None]) -> dict[str, WorkerInfo]:

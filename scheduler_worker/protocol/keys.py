@@ -88,6 +88,8 @@ WORKER_CONTROL: Final = KeySpec(
 )
 DRAIN: Final = b"drain"
 """The value of `WORKER_CONTROL` that lets a worker take no new request."""
+DRAIN_TTL_S: Final = 24 * 3600
+"""How long the order holds; what is left of it says when it was given."""
 
 TELEMETRY: Final = KeySpec(
     "{{tg:{0}}}:telemetry", "stream", "WorkerTelemetry and GatewayTelemetry", "worker, gateway", "trimmed to 2,000"

@@ -69,7 +69,8 @@ class ScriptedWorker:
         self._last_change = "0-0"
         self._step = 0
 
-    def start(self) -> ScriptedWorker:
+    def announce(self, draining: bool = False) -> None:
+        """Say what it is, under its own key."""
         info = WorkerInfo(
             worker=self.name,
             pool=self.pool,
@@ -79,8 +80,12 @@ class ScriptedWorker:
             num_blocks=1000,
             block_size=16,
             max_model_len=self.max_model_len,
+            draining=draining,
         )
         self._client.set(keys.WORKER_INFO.of(self.pool, self.name), encode(info), ex=60)
+
+    def start(self) -> ScriptedWorker:
+        self.announce()
         run_sync(self._client, scripts.renew(self.pool, self.name, LEASE_S))
         self._thread.start()
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from typing import Any
 
 import httpx
@@ -176,8 +177,22 @@ def test_without_a_worker_it_is_503(gateway: Gateway, tenant: Tenant) -> None:
     response = httpx.post(
         gateway.url + "/v1/chat/completions", json=CHAT, headers={"Authorization": f"Bearer {tenant.token}"}
     )
-    assert (response.status_code, error_of(response)["code"]) == (503, "no_worker")
-    assert int(response.headers["retry-after"]) >= 1
+    error = error_of(response)
+    assert (response.status_code, error["code"], "retry-after" in response.headers) == (503, "no_worker", False)
+    assert error["message"] == "No worker is connected for this model; requests are served again once one is."
+
+
+def test_a_drained_pool_says_since_when_and_no_time_to_come_back(
+    http: httpx.Client, gateway: Gateway, worker: ScriptedWorker, valkey: redis.Redis
+) -> None:
+    worker.announce(draining=True)
+    ordered = time.gmtime(valkey.time()[0])
+    valkey.set(keys.WORKER_CONTROL.of(POOL, worker.name), keys.DRAIN, ex=keys.DRAIN_TTL_S)
+    wait_until(lambda: gateway.runtime.view.drained_at is not None, what="the order to be seen")
+    response = http.post("/v1/chat/completions", json=CHAT)
+    message = error_of(response)["message"]
+    assert (response.status_code, "retry-after" in response.headers) == (503, False)
+    assert f"every worker is draining, as an operator ordered at {ordered.tm_hour:02}:" in message
 
 
 def test_a_full_queue_is_429_with_a_time_to_come_back(
