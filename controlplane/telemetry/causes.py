@@ -22,10 +22,11 @@ from scheduler_worker.protocol.messages import ClassLoad, EventRecord, Message
 
 LOOKBACK_S: Final = 60.0
 MAX_CAUSES: Final = 3
+RESTARTED: Final = "gateway_restarted"
 
 EXPLAINING_KINDS: Final[dict[Metric, frozenset[str]]] = {
     "ttft": frozenset(
-        {"not_preempted", "out_of_blocks", "bound_missed", "policy_applied", "worker_failed", "slots_busy"}
+        {"not_preempted", "out_of_blocks", "bound_missed", "policy_applied", "worker_failed", "slots_busy", RESTARTED}
     ),
     "tpot": frozenset({"preempted", "out_of_blocks", "policy_applied", "worker_failed", "steps_slow"}),
 }
@@ -45,11 +46,12 @@ EXPLAINING_REASONS: Final[dict[Metric, frozenset[tuple[str, str]]]] = {
         }
     ),
 }
-WHOLE_WORKER: Final = frozenset({"batch_limit_changed", "policy_applied", "worker_failed"})
+WHOLE_WORKER: Final = frozenset({"batch_limit_changed", "policy_applied", "worker_failed", RESTARTED})
 """Kinds that are about no class; they explain a break only when it followed within a minute."""
 
-GRACE_S: Final = {"policy_applied": 2.0}
-"""The page judges by a new policy at once; a worker says up to a second later that it runs it."""
+GRACE_S: Final = {"policy_applied": 2.0, RESTARTED: 2.0}
+"""The page judges by a new policy at once; a worker says up to a second later that it runs it. A gateway that has
+just started speaks a little after it serves."""
 
 RULES: Final = {
     "class_may_not_yield": "classes.{index}.preemption.preemptible",
@@ -163,6 +165,11 @@ def slots_busy(at: float, load: ClassLoad, busy: BusySlots) -> EventRecord:
             "oldest_wait_s": load.oldest_wait_s,
         },
     )
+
+
+def gateway_restarted(at: float, away_s: float) -> EventRecord:
+    """A web process was started again, `away_s` after the last word of the one before."""
+    return EventRecord(at=at, kind=RESTARTED, reason="restarted", numbers={"away_s": away_s})
 
 
 def steps_slow(at: float, class_id: str, tpot_s: float, slowest: WorkerLive) -> EventRecord:

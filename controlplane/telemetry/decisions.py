@@ -24,8 +24,8 @@ ROUTINE_REASONS: Final = frozenset(
     {("queued", "arrived"), ("finished", "stopped"), ("finished", "length"), ("finished", "cancelled")}
 )
 
-OBSERVED: Final = frozenset({"slots_busy", "steps_slow"})
-"""Kinds that the fold saw in the workers' figures: they explain, but nobody decided them."""
+OBSERVED: Final = frozenset({"slots_busy", "steps_slow", "gateway_restarted"})
+"""Kinds that the fold saw in what workers and gateways say: they explain, but nobody decided them."""
 
 POLICY_APPLIED: Final = "policy_applied"
 Key = tuple[str, str, str]

@@ -22,7 +22,14 @@ from controlplane.telemetry.buckets import (
     Rollup,
     start_of,
 )
-from controlplane.telemetry.causes import BrokenHalf, Causes, holders, slots_busy, steps_slow
+from controlplane.telemetry.causes import (
+    BrokenHalf,
+    Causes,
+    gateway_restarted,
+    holders,
+    slots_busy,
+    steps_slow,
+)
 from controlplane.telemetry.decisions import EventLog, Render
 from controlplane.telemetry.fleet import Fleet
 from controlplane.telemetry.promise import (
@@ -59,6 +66,8 @@ from scheduler_worker.protocol.messages import (
 
 REQUEST_RATE_S: Final = 60.0
 START_RATE_S: Final = 30.0
+RESTART_GAP_S: Final = 2.0
+RESTART_WITHIN_S: Final = 60.0
 LONG_WAIT: Final = 0.5
 """A wait of this share of the TTFT objective is long enough to explain why the first token came late."""
 HISTORY_S: Final = 3600.0
@@ -88,6 +97,7 @@ class TelemetryFold:
         self._windows: dict[str, PromiseWindow] = {}
         self._colors: dict[str, int] = {}
         self._gateways: dict[str, float] = {}
+        self._replaced: set[str] = set()
         self._spoke: dict[str, GatewayTelemetry] = {}
         self._open: dict[float, Bucket] = {}
         self._pointed_to = -math.inf
@@ -181,6 +191,7 @@ class TelemetryFold:
         self.totals.take_worker(message)
 
     def _take_gateway(self, message: GatewayTelemetry) -> None:
+        self._log.take("", self._restarts(message))
         if message.at >= self._gateways.get(message.gateway, message.at):
             self._gateways[message.gateway] = message.at
             self._spoke[message.gateway] = message
@@ -195,6 +206,20 @@ class TelemetryFold:
             self._take_finished(sample)
         self._log.take(message.gateway, message.events)
         self.totals.take_gateway(message)
+
+    def _restarts(self, message: GatewayTelemetry) -> Iterator[EventRecord]:
+        """A gateway that speaks for the first time after another fell silent: a web process was started again.
+
+        Each start is a gateway of its own. Two that were lost are replaced by two.
+        """
+        if message.gateway in self._gateways:
+            return
+        away = {name: message.at - at for name, at in self._gateways.items() if name not in self._replaced}
+        lost = [name for name, away_s in away.items() if RESTART_GAP_S < away_s < RESTART_WITHIN_S]
+        if lost:
+            name = min(lost, key=lambda one: (away[one], one))
+            self._replaced.add(name)
+            yield gateway_restarted(message.at, away[name])
 
     def _take_first_token(self, sample: LatencySample) -> None:
         one = self._resolve(sample.class_id)

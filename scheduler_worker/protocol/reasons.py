@@ -296,6 +296,11 @@ def _steps_slow(event: EventRecord) -> str:
     )
 
 
+def _restarted(event: EventRecord) -> str:
+    away = _span(event, "away_s", " after {} without one", "")
+    return f"a gateway restarted: it began to serve{away}."
+
+
 def _policy(event: EventRecord) -> str:
     version = _number(event, "version")
     return "A new policy took effect." if version is None else f"Policy v{version:.0f} took effect."
@@ -383,6 +388,7 @@ SENTENCES: Final[dict[tuple[str, str], Sentence]] = {
     ("slots_busy", "all_slots"): _slots_busy(""),
     ("slots_busy", "batch_limit"): _slots_busy(" of the batch limit"),
     ("steps_slow", "step_over_tpot"): _steps_slow,
+    ("gateway_restarted", "restarted"): _restarted,
     ("rejected", "predicted_ttft"): _refused(_predicted("first token", "TTFT objective")),
     ("rejected", "predicted_wait"): _refused(_predicted("wait", "bound")),
     ("rejected", "queue_full"): _refused(_queue_full),

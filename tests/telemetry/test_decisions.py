@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from controlplane.telemetry.causes import BrokenHalf, rule_of
+from controlplane.telemetry.causes import BrokenHalf, gateway_restarted, rule_of
 from controlplane.telemetry.fold import TelemetryFold
 from controlplane.telemetry.schema import Verdict
 from scheduler_worker.core.policy import Policy
@@ -309,3 +309,30 @@ def test_the_wait_of_a_parked_request_is_another_miss_than_that_before_its_start
         told = event(at, "bound_missed", "estimate_was_off", request_id="r", numbers={figure: 30.1, "late_s": 0.1})
         one.take(worker(3, events=(told,)))
     assert seen(one, 3).decisions[0].num_like == 1
+
+
+def causes_with(*gateways: tuple[float, str]) -> list[tuple[float, str]]:
+    """The causes of a break at 10 s, after gateways spoke at these times."""
+    one = fold()
+    one.take(worker(10))
+    for at, name in gateways:
+        one.take(gateway(at, name))
+    one.take(gateway(10, gateways[-1][1], overdue={"high": 5}, missed={"high": 5}))
+    return [(cause.at - T0, cause.text) for cause in seen(one, 10).verdict.causes]
+
+
+def test_a_gateway_that_restarted_explains_late_first_tokens() -> None:
+    assert causes_with((1, "web-1"), (9, "web-2")) == [(9, "restarted of ")]
+
+
+def test_a_gateway_that_joins_others_explains_nothing() -> None:
+    assert causes_with((1, "web-1"), (8.9, "web-1"), (9, "web-2")) == []
+
+
+def test_one_restart_is_told_once() -> None:
+    assert causes_with((1, "web-1"), (8, "web-2"), (8.5, "web-2"), (8.6, "web-3")) == [(8, "restarted of ")]
+
+
+def test_a_restart_is_told_with_how_long_nobody_served() -> None:
+    told = gateway_restarted(T0, 8.2)
+    assert render(told) == "A gateway restarted: it began to serve after 8.2 s without one."
