@@ -2,7 +2,8 @@
 
 Each small fault that can be put into a module of the core (a comparison turned, an operator swapped, a number off by
 one, a statement left out) is put in by itself, and the module's tests are run. A fault that no test notices is listed
-with its line. Takes a second or two for each; give modules to do less, `--lines 120-150` to look at a few.
+with its line. Takes a second or two for each; give modules to do less, `--lines 120-150` to look at a few. Needs the
+packages of the extra `dev`, which `bin/test` installs.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""Decode steps over batch size from `bench.engine`'s rows: `python -m bench.plot_engine ROWS.json OUT.svg --run A`."""
+"""Decode steps over batch size from `bench.engine`'s rows: `python -m bench.plot_engine ROWS.json OUT.svg --run A`.
+
+Needs matplotlib, the extra `plot`.
+"""
 
 from __future__ import annotations
 
