@@ -21,7 +21,7 @@ from _process import ANSI_STYLE, StepError, end_with_parent
 from _test_options import parser
 
 ROOT = Path(__file__).resolve().parent.parent
-PYTEST = (sys.executable, "-m", "pytest", "-q", "--durations=10")
+PYTEST = (sys.executable, "-m", "pytest", "-q", "-rs", "--durations=10")
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,10 @@ def output_of(command: list[str], cwd: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.skipif(shutil.which("curl") is None, reason="this machine has no curl")
+@pytest.mark.skipif(
+    shutil.which("curl") is None,
+    reason="the README's shell example needs curl, and this machine has none: install it to run this test",
+)
 def test_the_shell_example_streams_an_answer(checkout: Path) -> None:
     (example,) = re.findall(r"\n\n((?:    .+\n)+)", SECTION.split("```python")[0])
     assert output_of(["bash", "-ec", dedent(example)], checkout).endswith("data: [DONE]\n\n")
