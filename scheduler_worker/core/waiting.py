@@ -19,7 +19,7 @@ from scheduler_worker.core.state import State
 from scheduler_worker.core.step_builder import start_cost
 from scheduler_worker.core.turns import Turns
 
-MAX_PLACES: Final = 64
+MAX_PLACES: Final = 32
 MAX_TENANTS: Final = 6
 Numbers = dict[str, float | int | str]
 Place = tuple[Sequence, Reason]

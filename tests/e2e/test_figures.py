@@ -47,6 +47,7 @@ class Observed:
     shown_held: live_figures.Figures = field(default_factory=dict)
     cells: dict[str, int] = field(default_factory=dict)
     held: list[Stream] = field(default_factory=list)
+    whys: dict[str, str] = field(default_factory=dict)
     num_tokens: dict[str, int] = field(default_factory=dict)
     finished_rps: float = 0.0
 
@@ -84,6 +85,7 @@ def observed(
         # A rate is over a minute, or over less while the system is younger than that.
         wait_until(lambda: time.perf_counter() > begun_at + REQUEST_WINDOW_S, 60)
         seen.shown_held, now = live_figures.read(page), time.perf_counter()
+        seen.whys = {class_id: why_it_waits(page, class_id) for class_id in NUMS}
         seen.cells = {class_id: num_cells(page, class_id) for class_id in NUMS}
         seen.num_tokens = {
             class_id: tokens_since(held, class_id, now - RATE_WINDOW_S, now) for class_id in NUMS
@@ -146,6 +148,12 @@ def num_cells(page: ui.Page, class_id: str) -> int:
     return group.get_by_role("button").count()
 
 
+def why_it_waits(page: ui.Page, class_id: str) -> str:
+    """The rows of a class in the table of those that wait; empty where nobody of it does."""
+    rows = page.get_by_role("rowgroup", name=class_id, exact=True)
+    return rows.inner_text() if rows.count() else ""
+
+
 def tokens_since(streams: list[Stream], class_id: str, start: float, end: float) -> int:
     mine = (one for one in streams if one.class_id == class_id)
     return sum(start < at <= end for one in mine for at in one.token_at)
@@ -193,6 +201,13 @@ def test_some_were_late_and_some_were_not(observed: Observed) -> None:
 def test_attainment_is_the_share_that_was_not_late(observed: Observed, class_id: str) -> None:
     share = 1 - observed.shown[f"{class_id}.num_late"] / NUMS[class_id]
     assert observed.shown[f"{class_id}.attainment"] == pytest.approx(share, abs=0.001)
+
+
+def test_whoever_waits_is_told_which_slots_are_busy(observed: Observed) -> None:
+    """Six of the eleven held requests run; the others wait for their slots."""
+    waiting = {class_id for class_id in NUMS if observed.shown_held[f"{class_id}.waiting"] > 0}
+    told = {class_id for class_id, why in observed.whys.items() if f"All {NUM_SLOTS} slots of the batch limit" in why}
+    assert told == waiting != set()
 
 
 def test_every_token_was_streamed_that_was_billed(observed: Observed) -> None:
