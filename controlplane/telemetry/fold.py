@@ -97,7 +97,8 @@ class TelemetryFold:
         self._windows: dict[str, PromiseWindow] = {}
         self._colors: dict[str, int] = {}
         self._gateways: dict[str, float] = {}
-        self._replaced: set[str] = set()
+        self._began: dict[str, float] = {}
+        self._replaced: dict[str, str] = {}
         self._spoke: dict[str, GatewayTelemetry] = {}
         self._open: dict[float, Bucket] = {}
         self._pointed_to = -math.inf
@@ -191,7 +192,8 @@ class TelemetryFold:
         self.totals.take_worker(message)
 
     def _take_gateway(self, message: GatewayTelemetry) -> None:
-        self._log.take("", self._restarts(message))
+        known = self._began.get(message.gateway, message.at)
+        self._began[message.gateway] = min(known, message.at)
         if message.at >= self._gateways.get(message.gateway, message.at):
             self._gateways[message.gateway] = message.at
             self._spoke[message.gateway] = message
@@ -206,20 +208,6 @@ class TelemetryFold:
             self._take_finished(sample)
         self._log.take(message.gateway, message.events)
         self.totals.take_gateway(message)
-
-    def _restarts(self, message: GatewayTelemetry) -> Iterator[EventRecord]:
-        """A gateway that speaks for the first time after another fell silent: a web process was started again.
-
-        Each start is a gateway of its own. Two that were lost are replaced by two.
-        """
-        if message.gateway in self._gateways:
-            return
-        away = {name: message.at - at for name, at in self._gateways.items() if name not in self._replaced}
-        lost = [name for name, away_s in away.items() if RESTART_GAP_S < away_s < RESTART_WITHIN_S]
-        if lost:
-            name = min(lost, key=lambda one: (away[one], one))
-            self._replaced.add(name)
-            yield gateway_restarted(message.at, away[name])
 
     def _take_first_token(self, sample: LatencySample) -> None:
         one = self._resolve(sample.class_id)
@@ -261,8 +249,21 @@ class TelemetryFold:
         self._log.move_to(now)
         self._log.take("", self._busy_slots(now))
         self._log.take("", self._slow_steps(now))
+        self._log.take("", self._restarts())
         self._judge(now)
         return self._close_points(now)
+
+    def _restarts(self) -> Iterator[EventRecord]:
+        """Gateways that first spoke after another had fallen silent: web processes that were started again.
+
+        Each start is a gateway of its own. Two that were lost are replaced by two.
+        """
+        for name, began in sorted(self._began.items(), key=lambda pair: (pair[1], pair[0])):
+            away = {one: began - at for one, at in self._gateways.items() if one not in self._replaced.values()}
+            lost = [one for one, away_s in away.items() if RESTART_GAP_S < away_s < RESTART_WITHIN_S]
+            if lost and name not in self._replaced:
+                self._replaced[name] = min(lost, key=lambda one: (away[one], one))
+                yield gateway_restarted(began, away[self._replaced[name]])
 
     def _busy_slots(self, now: float) -> Iterator[EventRecord]:
         """Which classes wait long now because every slot is busy."""

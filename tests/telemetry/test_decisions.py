@@ -318,6 +318,7 @@ def causes_with(*gateways: tuple[float, str]) -> list[tuple[float, str]]:
     for at, name in gateways:
         one.take(gateway(at, name))
     one.take(gateway(10, gateways[-1][1], overdue={"high": 5}, missed={"high": 5}))
+    one.tick(T0 + 10)
     return [(cause.at - T0, cause.text) for cause in seen(one, 10).verdict.causes]
 
 
