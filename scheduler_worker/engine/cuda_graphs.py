@@ -91,7 +91,7 @@ class StepGraph:
         self._inputs.upload()
 
     def capture(self, forward: Forward, pool: Any) -> None:
-        """Record the graph; `forward` runs a few times before, so that it is compiled and tuned."""
+        """Record the graph; `forward` runs a few times before, so that it is tuned."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with attending(self._attention.attend):
@@ -150,7 +150,7 @@ class StepGraph:
 
 
 class StepGraphs:
-    """All captured shapes of one engine."""
+    """All captured shapes of one engine: compiled when made, recorded by `capture`."""
 
     def __init__(
         self,
@@ -164,13 +164,15 @@ class StepGraphs:
         self._last_ids = last_ids
         self._forward: Forward = self._next_tokens
         if compile_model:
-            self._forward = torch.compile(self._next_tokens, dynamic=True)
+            self._forward = torch.compile(self._next_tokens, dynamic=True)  # when it is first called
         num_slots = len(last_ids) - 1
         self._decode_buckets, self._mixed_buckets = _decode_buckets(num_slots), _mixed_buckets(num_slots)
         self._build = lambda shape: StepGraph(shape, cache, make_attention, last_ids)
         self._graphs: dict[GraphShape, StepGraph] = {}
         self._staged = torch.cuda.Event()
-        self._capture(sorted(graph_shapes(num_slots), key=lambda shape: -shape.num_tokens))
+        self._shapes = sorted(graph_shapes(num_slots), key=lambda shape: -shape.num_tokens)
+        if compile_model:
+            self._compile(self._shapes[0], cache.keys.device)
 
     def run(self, batch: PackedBatch) -> GraphOutput | None:
         """Launch the step, or None if no graph holds it."""
@@ -196,10 +198,22 @@ class StepGraphs:
         return GraphShape(rows, _MAX_CHUNKS, _at_least(_CHUNK_BUCKETS, num_tokens))
 
     @torch.inference_mode()
-    def _capture(self, shapes: list[GraphShape]) -> None:
+    def _compile(self, shape: GraphShape, device: torch.device) -> None:
+        """Without attention, whose kernels may still be compiled elsewhere. Of the largest shape, whose numbers of
+        tokens and rows differ: a compiler takes equal ones for one."""
+        started = time.perf_counter()
+        tokens, positions, _, fed_slots, last_tokens, _ = _Inputs(shape, device).device
+        with own_attention(self._model, OPAQUE_NAME), one_rotary_kernel(self._model), attending(_no_attention):
+            self._forward(tokens, positions, fed_slots, last_tokens, self._last_ids)
+        torch.cuda.synchronize()
+        logger.info("compiled the model in %.1f s", time.perf_counter() - started)
+
+    @torch.inference_mode()
+    def capture(self) -> None:
+        """Record every shape."""
         torch.cuda.empty_cache()
         started, free = time.perf_counter(), torch.cuda.mem_get_info()[0]
-        pool = torch.cuda.graph_pool_handle()
+        pool, shapes = torch.cuda.graph_pool_handle(), self._shapes
         with own_attention(self._model, OPAQUE_NAME), one_rotary_kernel(self._model):
             for number, shape in enumerate(shapes, start=1):
                 graph = self._build(shape)
@@ -234,6 +248,10 @@ class StepGraphs:
         logits = output.logits[0]
         peaks, ids = logits.max(-1)
         return logits, ids, peaks
+
+
+def _no_attention(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    return query.new_zeros((query.shape[0], query.shape[1], value.shape[2]))
 
 
 def largest_shape(num_slots: int) -> GraphShape:

@@ -12,6 +12,7 @@ import platform
 import secrets
 import time
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -84,9 +85,14 @@ class TorchExecutor:
         self._sequences: dict[str, EngineSequence] = {}
         self._launched: deque[LaunchedStep] = deque()
         self._steady: SteadyRows | None = None
+        with ThreadPoolExecutor(1, thread_name_prefix="attention") as beside:
+            prepared = beside.submit(self._backend.prepare)
+            self._graphs = self._compile(settings)  # minutes without a cache, both
+            prepared.result()
         if own_logits is not None:
             self._check_against(own_logits)
-        self._graphs = self._capture(settings)
+        if self._graphs is not None:
+            self._graphs.capture()
         logger.info("engine ready: %s", self.info)
 
     @property
@@ -297,7 +303,7 @@ class TorchExecutor:
         self._runner.plan(batch.attention)
         return self._runner.forward(batch.input_ids, batch.position_ids, batch.last_tokens)
 
-    def _capture(self, settings: EngineSettings) -> StepGraphs | None:
+    def _compile(self, settings: EngineSettings) -> StepGraphs | None:
         if not settings.cuda_graphs or self._device.type != "cuda":
             return None
         num_columns = self._tables.table.shape[1]

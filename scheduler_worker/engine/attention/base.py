@@ -58,6 +58,9 @@ class AttentionBackend(Protocol):
 
     name: str
 
+    def prepare(self) -> None:
+        """Compile what attention needs; may run in a thread of its own before anything else is asked."""
+
     def capturable(self, largest: GraphShape, num_columns: int) -> MakeCapturable | None:
         """The same attention for CUDA graphs of up to `largest` rows and tokens, with block tables of
         `num_columns` blocks; None if there is none."""

@@ -58,6 +58,21 @@ class FlashInferBackend:
             for kind in kinds
         }
 
+    def prepare(self) -> None:
+        """FlashInfer compiles its kernels when it plans the first step: one of a single token and a chunk of two."""
+        with torch.cuda.device(self._device):
+            self.plan(
+                AttentionBatch(
+                    num_decode_rows=1,
+                    slots=np.zeros(2, dtype=np.int64),
+                    starts=np.zeros(2, dtype=np.int64),
+                    lengths=np.array([1, 2]),
+                    offsets=np.array([0, 1, 3]),
+                    block_tables=np.full((1, 1), self._cache.scratch_block, dtype=np.int32),
+                    write_index=torch.zeros(3, dtype=torch.int64, device=self._device),
+                )
+            )
+
     def capturable(self, largest: GraphShape, num_columns: int) -> MakeCapturable | None:
         """See `AttentionBackend.capturable`."""
         from scheduler_worker.engine.attention.graphed import GraphedAttention, GraphWorkspaces

@@ -88,6 +88,9 @@ class SdpaBackend:
         token_bytes = cache.shape.block_bytes // (cache.shape.num_layers * cache.shape.block_size)
         self._group_tokens = max(1, _GROUP_BYTES[device.type] // token_bytes)
 
+    def prepare(self) -> None:
+        """Nothing: torch brings it compiled."""
+
     def capturable(self, largest: GraphShape, num_columns: int) -> MakeCapturable | None:
         """None: its groups and masks differ in size from step to step."""
         return None
