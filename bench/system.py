@@ -30,14 +30,13 @@ import msgspec
 
 from bench.system_clients import LENGTHS, Clients, Run, Workload, describe
 from bench.system_report import Recording, compare, figures, measured_points, show, summary
-from bench.system_sim import without_admission
+from bench.system_sim import LEARNING_RATES, without_admission
 from bench.system_stack import Stack, StackSettings
 from controlplane.embedded.errors import EmbeddedServiceError
 from controlplane.embedded.programs import Program
 from scheduler_worker.core.policy import default_policy
 
 LOADS = (0.85, 1.5)
-LEARNING_RATES = (0.4, 0.9, 0.6, 1.1)
 CONCURRENCY = 1.5  # of the slots, in the closed loop
 SWAP_BYTES = 1 << 29
 FOLLOWED_S = 2.5  # workers and gateways follow a published policy within a second

@@ -12,7 +12,7 @@ import msgspec
 
 from bench.system_clients import CLASSES, Run
 from bench.system_load import Seen
-from bench.system_sim import Fitted, fit, predict
+from bench.system_sim import Fitted, draw, fit, path_times_s, predict
 from scheduler_worker.core.policy import Policy
 from scheduler_worker.protocol.messages import WorkerInfo, WorkerTelemetry
 from scheduler_worker.sim.report import nearest_rank
@@ -63,23 +63,29 @@ def _times(one: Seen) -> tuple[float | None, float | None]:
     return one.first_s - one.sent_s, tpot_s
 
 
-def predicted_points(run: Run, policy: Policy, fitted: Fitted, path_s: float) -> list[Point]:
-    """The simulator's answer for the judged requests; `path_s` is added to each first token."""
+def predicted_points(run: Run, policy: Policy, fitted: Fitted, path_s: Sequence[float]) -> list[Point]:
+    """The simulator's answer for the judged requests; a time drawn from `path_s` is added to each first token."""
     outcomes = predict(run.requests, run.seen, policy, fitted)
     points = []
-    for one, outcome in zip(run.seen, outcomes, strict=True):
+    for one, outcome, added_s in zip(run.seen, outcomes, draw(path_s, len(outcomes)), strict=True):
         if run.warm_s <= one.sent_s < run.end_s:
-            ttft_s = None if outcome.refused or outcome.ttft_s is None else outcome.ttft_s + path_s
+            ttft_s = None if outcome.refused or outcome.ttft_s is None else outcome.ttft_s + added_s
             points.append(Point(outcome.request.class_id, ttft_s, None if ttft_s is None else outcome.tpot_s))
     return points
 
 
-def path_residual_s(run: Run, policy: Policy, fitted: Fitted) -> float:
-    """What gateway, Postgres, Valkey and loopback add to a first token: the median over requests of what the
-    simulator does not explain."""
-    pairs = zip(measured_points(run), predicted_points(run, policy, fitted, 0.0), strict=True)
-    beyond = [a.ttft_s - b.ttft_s for a, b in pairs if a.ttft_s is not None and b.ttft_s is not None]
-    return statistics.median(beyond) if beyond else 0.0
+def beyond_simulated(run: Run, policy: Policy, fitted: Fitted) -> list[tuple[float, float | None]]:
+    """Of each judged request: when it was sent, and what gateway, Postgres, Valkey and loopback added to its first
+    token, which is what the simulator does not explain. Seconds."""
+    simulated = predicted_points(run, policy, fitted, [0.0])
+    return [
+        (one.sent_s, None if a.ttft_s is None or b.ttft_s is None else a.ttft_s - b.ttft_s)
+        for one, a, b in zip(run.judged(), measured_points(run), simulated, strict=True)
+    ]
+
+
+def offered_per_s(run: Run) -> float:
+    return len(run.judged()) / (run.end_s - run.warm_s)
 
 
 def figures(points: Sequence[Point], policy: Policy) -> Table:
@@ -158,12 +164,18 @@ def compare(recording: Recording, say: Say, add: Add) -> None:
     known = ", ".join(f"{name} {value:.3g}" for name, value in fitted.figures.items())
     say(f"learned: {known}; {1e3 * fitted.gap_s:.2f} ms between steps when saturated")
     add("time between steps when saturated", 1e3 * fitted.gap_s, "ms")
-    path_s = path_residual_s(recording.learning, policy, fitted)
-    add("first token's way beside the worker", 1e3 * path_s, "ms")
-    say(f"gateway, Postgres, Valkey and loopback add {1e3 * path_s:.1f} ms to a first token (median of `learning`)")
+    beyond = beyond_simulated(recording.learning, policy, fitted)
+    paths = {
+        load: path_times_s(beyond, recording.learning.end_s, offered_per_s(run)) for load, run in recording.runs.items()
+    }
+    for load, times in paths.items():
+        path_s = statistics.median(times)
+        add(f"load {load}: first token's way beside the worker, learned", 1e3 * path_s, "ms")
+        say(f"load {load}: the way beside the worker adds {1e3 * path_s:.1f} ms (median of {len(times)} in `learning`)")
     with ProcessPoolExecutor(len(recording.runs), mp_context=multiprocessing.get_context("spawn")) as pool:
         futures = {
-            load: pool.submit(predicted_points, run, policy, fitted, path_s) for load, run in recording.runs.items()
+            load: pool.submit(predicted_points, run, policy, fitted, paths[load])
+            for load, run in recording.runs.items()
         }
         for load, run in recording.runs.items():
             _compare_one(recording, load, figures(futures[load].result(), policy), policy, say, add)

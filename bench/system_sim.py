@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from scheduler_worker.sim.run import Options, Outcome, Simulation
 from scheduler_worker.sim.trace import Request
 
 BUSY_SHARE = 0.8
+LEARNING_RATES = (0.4, 0.9, 0.6, 1.1)  # of the capacity, one after the other for the same time
 
 
 @dataclass(frozen=True)
@@ -95,3 +97,24 @@ def predict(requests: Sequence[Planned], seen: Sequence[Seen], policy: Policy, f
 def without_admission(policy: Policy) -> Policy:
     """The same policy, refusing nobody: for measuring what the system can carry."""
     return policy.model_copy(update={"admission": policy.admission.model_copy(update={"enabled": False})})
+
+
+def path_times_s(beyond: Sequence[tuple[float, float | None]], end_s: float, per_s: float) -> list[float]:
+    """A first token's times beside the worker, at the learning run's rate nearest to `per_s` requests/s.
+
+    `beyond`: of each learning request, when it was sent and how much later its first token came than simulated (None
+    where that is unknown). No request of the run that is predicted is in it. Above the highest rate that was learned,
+    the times of that rate are used: what saturates only beyond it is not foreseen.
+    """
+    length_s = end_s / len(LEARNING_RATES)
+    parts: list[list[tuple[float, float | None]]] = [[] for _ in LEARNING_RATES]
+    for sent_s, value in beyond:
+        parts[min(len(parts) - 1, max(0, int(sent_s / length_s)))].append((sent_s, value))
+    known = [part for part in parts if any(value is not None for _, value in part)]
+    nearest = min(known, key=lambda part: abs(len(part) / length_s - per_s), default=[])
+    return [value for _, value in nearest if value is not None] or [0.0]
+
+
+def draw(times: Sequence[float], count: int, seed: int = 0) -> list[float]:
+    """So many of these times, with replacement."""
+    return random.Random(seed).choices(times, k=count)

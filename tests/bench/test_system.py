@@ -12,6 +12,7 @@ import pytest
 from bench.system_clients import LENGTHS, Workload
 from bench.system_load import Job, Load, Planned, Seen
 from bench.system_model import write_text_side
+from bench.system_sim import draw, path_times_s
 from controlplane.gateway.tokenizer import load_text_model
 
 EVENT = b'data: {"choices":[{"text":" a"}],"usage":null}\n\n'
@@ -89,3 +90,17 @@ async def test_a_refusal_leaves_its_connection_to_the_next_request(lengths: tupl
     seen = await _seen(*lengths)
 
     assert [one.status for one in seen] == [429 if length == 1 else 200 for length in lengths]
+
+
+@pytest.mark.parametrize(("per_s", "expected"), [(1.0, [0.1]), (3.2, [0.2] * 3), (50.0, [0.4] * 4)])
+def test_the_way_beside_the_worker_is_that_of_the_nearest_rate_learned(per_s: float, expected: list[float]) -> None:
+    counts = (1, 3, 2, 4)
+    beyond = [(place + 0.1, 0.1 * (1, 2, 3, 4)[place]) for place, count in enumerate(counts) for _ in range(count)]
+
+    assert path_times_s(beyond, end_s=4.0, per_s=per_s) == expected
+
+
+def test_times_are_drawn_from_those_learned_and_the_same_for_the_same_seed() -> None:
+    times = [0.1, 0.2, 0.3]
+
+    assert (draw(times, 50, seed=3) == draw(times, 50, seed=3), set(draw(times, 50, seed=3))) == (True, set(times))
