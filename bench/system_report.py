@@ -162,8 +162,8 @@ def compare(recording: Recording, say: Say, add: Add) -> None:
     policy = Policy.model_validate_json(recording.policy)
     fitted = fit(recording.info, recording.full, recording.num_in_flight, recording.num_swap_blocks)
     known = ", ".join(f"{name} {value:.3g}" for name, value in fitted.figures.items())
-    say(f"learned: {known}; {1e3 * fitted.gap_s:.2f} ms between steps when saturated")
-    add("time between steps when saturated", 1e3 * fitted.gap_s, "ms")
+    say(f"learned: {known}; {1e6 * fitted.gap_row_s:.2f} us for a row beside its step")
+    add("time beside a step, for each row", 1e6 * fitted.gap_row_s, "us")
     beyond = beyond_simulated(recording.learning, policy, fitted)
     paths = {
         load: path_times_s(beyond, recording.learning.end_s, offered_per_s(run)) for load, run in recording.runs.items()
