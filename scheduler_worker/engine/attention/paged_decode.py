@@ -191,14 +191,13 @@ class PagedDecode:
         lengths: torch.Tensor,
         blocks: torch.Tensor,
         out: torch.Tensor,
-        tuned: Tuning | None = None,
     ) -> None:
         """`out` `[rows, heads, value_dim]` from `query` `[rows, heads, key_dim]`, both contiguous.
 
         Row `i` has `lengths[i]` tokens of context in the blocks `blocks[begins[i]:]` of the caches
         `[blocks, block_size, kv_heads, dim]`; a row of no tokens is left as it is.
         """
-        how = tuned or tuning(query.shape[0], spec)
+        how = tuning(query.shape[0], spec)
         parts = num_parts(query.shape[0], spec)
         num_shared = spec.num_heads // spec.num_kv_heads
         kernel: Any = _decode_kernel[(parts, spec.num_kv_heads, query.shape[0])]
