@@ -87,11 +87,12 @@ class Inbox:
         for _ in range(len(self._news)):
             yield self._news.popleft()
 
-    def wait(self, timeout_s: float) -> None:
-        """Until something arrives, at most `timeout_s`."""
+    def wait(self, timeout_s: float) -> bool:
+        """Until something arrives, at most `timeout_s`; whether there is news."""
         if not self._news:
             self._arrived.wait(timeout_s)
         self._arrived.clear()
+        return bool(self._news)
 
 
 class HelperThread(threading.Thread):

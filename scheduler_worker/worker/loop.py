@@ -1,7 +1,8 @@
 """The step loop: the only code that touches the scheduler and the executor.
 
 A turn takes the news, asks for claims, launches a step if the core plans one, and collects the oldest when as
-many are in flight as the executor allows. The courier and the follower speak to Redis, beside the loop.
+many are in flight as the executor allows; while that one still computes, news are taken and claims asked for as
+they come. The courier and the follower speak to Redis, beside the loop.
 """
 
 from __future__ import annotations
@@ -44,6 +45,7 @@ REPORT_EVERY_S: Final = 0.25
 RENEW_EVERY_S: Final = 1.0
 IDLE_WAIT_S: Final = 0.1
 WAIT_WITH_WORK_S: Final = 0.005
+LOOK_AT_STEP_EVERY_S: Final = 0.0001
 MAX_ATTEMPTS: Final = 10
 MAX_FAILED_STEPS: Final = 5
 
@@ -110,6 +112,7 @@ class StepLoop:
         self._ask_for_claims()
         launched = self._launch()
         if self._in_flight and (not launched or len(self._in_flight) >= self._max_in_flight):
+            self._hear_until_computed()
             output = self._collect()
             self._stats.step_ended(output, time.perf_counter() - started)
         elif not launched:
@@ -140,6 +143,13 @@ class StepLoop:
             stats, self._stats = self._stats, LoopStats()
             stats.close(self._scheduler.snapshot(self._clock.now()), self._cost_model(), self._draining)
             self._report(stats)
+
+    def _hear_until_computed(self) -> None:
+        """A request that arrives during a step is claimed before it ends, and so is in the next plan."""
+        while not self._executor.ready():
+            if self._inbox.wait(LOOK_AT_STEP_EVERY_S):
+                self._take_news()
+                self._ask_for_claims()
 
     # --- steps
 
