@@ -1,7 +1,7 @@
 """The event loop of simulated time: arrivals, claims, steps. Everything happens in one total order.
 
-One worker claims without delay. With several, each mirrors the queue: an arrival, a claim's answer and the news of
-another's claim all take `network_s` to travel, so that races are lost as they are in a fleet.
+One worker claims without delay, unless it is `mirrored`. With several, each mirrors the queue: an arrival, a claim's
+answer and the news of another's claim all take `network_s` to travel, so that races are lost as they are in a fleet.
 """
 
 from __future__ import annotations
@@ -99,12 +99,15 @@ class Admission(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How to run. `known_lengths` gives the scheduler the true output length as `max_tokens`."""
+    """How to run. `known_lengths` gives the scheduler the true output length as `max_tokens`; with `mirrored` the
+    queue is as far from a single worker as from several, and is heard while steps are computed, as the real worker
+    does. (Not for baselines, which take a claim for a start.)"""
 
     in_flight: int = 1
     known_lengths: bool = False
     max_tokens: int = 1024
     network_s: float = 0.0005
+    mirrored: bool = False
     seed: int = 0
     keep_events: bool = True
     sample_every_s: float = 1.0
@@ -174,7 +177,7 @@ class Simulation:
             return
         self._waiting[header.class_id] = self._waiting.get(header.class_id, 0) + 1
         self._sample()
-        delay = self._options.network_s if len(self._workers) > 1 else 0.0
+        delay = 0.0 if self.alone else self._options.network_s
         for worker in self._workers:
             if delay:
                 self.at(self.now + delay, worker.hear, header)
@@ -297,7 +300,12 @@ class Simulation:
     @property
     def alone(self) -> bool:
         """Whether claims need no race."""
-        return len(self._workers) == 1
+        return len(self._workers) == 1 and not self._options.mirrored
+
+    @property
+    def claims_early(self) -> bool:
+        """Whether claims are asked for while all steps that may be in flight are."""
+        return self._options.mirrored
 
     @property
     def depth(self) -> int:
@@ -344,7 +352,7 @@ class _Worker:
     def kick(self) -> None:
         """Claim what would start, then launch as many steps as may be in flight."""
         simulation, now = self._simulation, self._simulation.now
-        if self._outstanding >= simulation.depth:
+        if self._outstanding >= simulation.depth and not simulation.claims_early:
             return
         self._claim(now)
         while self._outstanding < simulation.depth and (plan := self._scheduler.plan_step(now)) is not None:

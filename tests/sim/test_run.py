@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -38,9 +39,11 @@ def make(name: str, policy: Policy = POLICY, capacity: Capacity = SMALL) -> Sche
     return kind(name, policy, capacity, BaselineOptions())
 
 
-def run(name: str, requests: list[Request], workers: int = 1, cost: StepCost = H200_1B) -> History:
+def run(
+    name: str, requests: list[Request], workers: int = 1, cost: StepCost = H200_1B, **further: Any
+) -> History:
     schedulers = [make(name) for _ in range(workers)]
-    options = Options(max_tokens=64)
+    options = Options(max_tokens=64, **further)
     return Simulation(requests, schedulers, [cost] * workers, options).run()
 
 
@@ -136,3 +139,15 @@ def test_a_bound_that_passes_in_every_mirror_is_told_once(workers: int) -> None:
 
 def bounds_missed(events: Iterable[Event]) -> list[str]:
     return [event.seq_id for event in events if event.kind is EventKind.BOUND_MISSED and "waited_s" in event.numbers]
+
+
+def test_a_mirrored_worker_starts_an_arrival_later_by_three_ways() -> None:
+    requests = [Request(1.0, 100, 4, "low")]
+    near, far = (run("tidegate", requests, mirrored=mirrored, network_s=0.01) for mirrored in (False, True))
+    assert far.outcomes[0].wait_s == pytest.approx((near.outcomes[0].wait_s or 0.0) + 0.03, abs=0.002)
+
+
+def test_a_mirrored_worker_serves_each_request_once() -> None:
+    requests = traffic(150)
+    history = run("tidegate", requests, mirrored=True, in_flight=2)
+    assert [one.num_output_tokens for one in history.outcomes] == [one.num_output_tokens for one in requests]
