@@ -22,11 +22,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
+import redis
 
 from controlplane.embedded import EmbeddedServices
+from scheduler_worker.protocol import keys, scripts
+from scheduler_worker.sim.report import nearest_rank
 from tests.gateway.scripted_worker import ScriptedWorker
 from tests.gateway.tiny_model import write_tiny_model
 
@@ -97,11 +101,25 @@ def _measure(options: argparse.Namespace, services: EmbeddedServices, folder: Pa
         asyncio.run(_load(options, token, options.seconds, figures))
         elapsed_s, after = time.perf_counter() - started, process.cpu_times()
         cpu_s = after.user + after.system - before.user - before.system
-        _report(options, figures, elapsed_s, cpu_s)
+        _report(options, figures, elapsed_s, cpu_s, _queued_after_s(services.redis_url))
     worker.stop()
 
 
-def _report(options: argparse.Namespace, figures: Figures, elapsed_s: float, cpu_s: float) -> None:
+def _queued_after_s(redis_url: str) -> list[float]:
+    """How long after its headers each of the latest requests was queued, sorted; by Redis's clock, in whole ms."""
+    with redis.Redis.from_url(redis_url) as client:
+        entries: Any = client.xrange(keys.CHANGES.of("default"))
+    changes = ((entry_id, scripts.read_change(fields)) for entry_id, fields in entries)
+    return sorted(
+        int(entry_id.split(b"-")[0]) / 1e3 - change.header.arrived_at
+        for entry_id, change in changes
+        if change.op is scripts.ChangeOp.ADD and change.header is not None
+    )
+
+
+def _report(
+    options: argparse.Namespace, figures: Figures, elapsed_s: float, cpu_s: float, queued_after_s: list[float]
+) -> None:
     result = {
         "kind": "stream" if options.stream else "whole",
         "tokens": options.tokens,
@@ -112,6 +130,8 @@ def _report(options: argparse.Namespace, figures: Figures, elapsed_s: float, cpu
         "requests_per_s_on_a_whole_core": round(figures.num_requests / cpu_s),
         "latency_p50_ms": round(1000 * figures.percentile(0.5), 1),
         "latency_p99_ms": round(1000 * figures.percentile(0.99), 1),
+        "queued_after_p50_ms": round(1000 * (nearest_rank(queued_after_s, 0.5) or 0.0), 1),
+        "queued_after_p99_ms": round(1000 * (nearest_rank(queued_after_s, 0.99) or 0.0), 1),
     }
     if options.stream:
         result["cpu_us_per_event"] = round(1e6 * cpu_s / max(figures.num_events, 1), 1)
