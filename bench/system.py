@@ -4,8 +4,8 @@ Gateways, Postgres, Valkey, Celery and one worker as the demo starts them; a mod
 processes of their own that stream `/v1/completions`, three classes 20/30/50, answers of exactly the asked length.
 
 1. Capacity: a closed loop that keeps every slot busy, admission off; requests that end per second.
-2. Learning: arrivals at changing rates under the shipped policy. From this run and the first come the cost model, the
-   time between steps, and what the way to the worker and back adds to a first token.
+2. Learning: arrivals at rising rates under the shipped policy. From this run and the first come the cost model, the
+   time between steps, and what the ways to the worker and back add to a first token.
 3. Arrivals at random (Poisson), at 0.85 and 1.5 of that capacity: what the clients see.
 4. The simulator's prediction of 3 from the instants and lengths of its requests, and what was learned in 1 and 2.
 
@@ -90,6 +90,7 @@ class Bench:
         self._config = json.loads((Path(options.folder) / "config.json").read_text())
         self._workload = Workload(LENGTHS[options.lengths], options.gateways)
         name, vocab_size = Path(options.folder).name, self._config["vocab_size"]
+        self._queued: dict[str, list[float | None]] = {}
         self._clients = Clients(stack, options.data_dir, options.clients, name, vocab_size)
 
     def measure(self) -> Recording:
@@ -115,12 +116,14 @@ class Bench:
             learning=learning,
             runs=runs,
             parts=self._stack.parts(),
+            queued=self._queued,
         )
 
     def _run(self, name: str, *arguments: Any) -> Run:
         run = self._clients.run(name, *arguments)
         for line in describe(run):
             say(line)
+        self._queued |= self._stack.queued(run.began_at)
         return run
 
     def _capacity(self) -> tuple[list[Any], Run]:
@@ -195,7 +198,7 @@ def parse() -> argparse.Namespace:
     add("--seconds", type=float, default=30.0, help="measured seconds of each load (30)")
     add("--warm", type=float, default=5.0, help="seconds before them (5)")
     add("--capacity-seconds", type=float, default=10.0)
-    add("--learn-seconds", type=float, default=10.0)
+    add("--learn-seconds", type=float, default=30.0)
     add("--slots", type=int, help="rows of the batch; 256 on CUDA, 16 on a CPU")
     add("--lengths", choices=LENGTHS, help="usual on CUDA, short on a CPU")
     add("--gateways", type=int, default=max(1, min(6, cpus // 3)), help="web processes")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import msgspec
 
 from bench.system_clients import CLASSES, Run
 from bench.system_load import Seen
-from bench.system_sim import Fitted, draw, fit, path_times_s, predict
+from bench.system_sim import Fitted, Learned, Way, Ways, fit, predict
 from scheduler_worker.core.policy import Policy
 from scheduler_worker.protocol.messages import WorkerInfo, WorkerTelemetry
 from scheduler_worker.sim.report import nearest_rank
@@ -29,7 +28,8 @@ class Recording(msgspec.Struct):
     """Everything measured, enough to do the rest again later.
 
     `full`: the worker's messages while every slot was busy; `info`: what it published after the run `learning`;
-    `runs` by load; `parts`: the gateway's and the worker's own times (`PARTS`) by request id.
+    `runs` by load; by request id: `parts`, the gateway's and the worker's own times (`PARTS`), and `queued`, after how
+    long it was queued and how long after that its claim came.
     """
 
     policy: bytes
@@ -41,6 +41,7 @@ class Recording(msgspec.Struct):
     learning: Run
     runs: dict[float, Run]
     parts: dict[str, list[float | None]]
+    queued: dict[str, list[float | None]] = {}
 
 
 class Point(NamedTuple):
@@ -63,25 +64,35 @@ def _times(one: Seen) -> tuple[float | None, float | None]:
     return one.first_s - one.sent_s, tpot_s
 
 
-def predicted_points(run: Run, policy: Policy, fitted: Fitted, path_s: Sequence[float]) -> list[Point]:
-    """The simulator's answer for the judged requests; a time drawn from `path_s` is added to each first token."""
-    outcomes = predict(run.requests, run.seen, policy, fitted)
+def predicted_points(run: Run, policy: Policy, fitted: Fitted, ways: Sequence[Way], network_s: float) -> list[Point]:
+    """The simulator's answer for the judged requests, with what lies beside the worker before and after it."""
+    outcomes = predict(run.requests, run.seen, policy, fitted, ways, network_s)
     points = []
-    for one, outcome, added_s in zip(run.seen, outcomes, draw(path_s, len(outcomes)), strict=True):
+    for one, outcome, way in zip(run.seen, outcomes, ways, strict=True):
         if run.warm_s <= one.sent_s < run.end_s:
-            ttft_s = None if outcome.refused or outcome.ttft_s is None else outcome.ttft_s + added_s
+            known = None if outcome.refused else outcome.ttft_s
+            ttft_s = None if known is None else way.before_s + known + way.after_s
             points.append(Point(outcome.request.class_id, ttft_s, None if ttft_s is None else outcome.tpot_s))
     return points
 
 
-def beyond_simulated(run: Run, policy: Policy, fitted: Fitted) -> list[tuple[float, float | None]]:
-    """Of each judged request: when it was sent, and what gateway, Postgres, Valkey and loopback added to its first
-    token, which is what the simulator does not explain. Seconds."""
-    simulated = predicted_points(run, policy, fitted, [0.0])
-    return [
-        (one.sent_s, None if a.ttft_s is None or b.ttft_s is None else a.ttft_s - b.ttft_s)
-        for one, a, b in zip(run.judged(), measured_points(run), simulated, strict=True)
-    ]
+def learned(recording: Recording) -> list[Learned]:
+    """The learning run's first tokens beside the worker; requests of which a part is unknown are left out."""
+    found = []
+    for one in recording.learning.judged():
+        parts, queued = _known_parts(recording, one), recording.queued.get(one.request_id)
+        ttft_s = _times(one)[0]
+        if parts is None or queued is None or queued[0] is None or ttft_s is None:
+            continue
+        queue_s, formation_s, prefill_s, _ = parts
+        way = Way(max(0.0, queued[0]), ttft_s - queue_s - formation_s - prefill_s)
+        found.append(Learned(one.sent_s, way, max(0.0, queue_s - queued[0])))
+    return found
+
+
+def _known_parts(recording: Recording, one: Seen) -> list[float] | None:
+    known = [part for part in recording.parts.get(one.request_id, ()) if part is not None]
+    return known if len(known) == len(PARTS) else None
 
 
 def offered_per_s(run: Run) -> float:
@@ -141,13 +152,14 @@ def parts_of(recording: Recording, run: Run) -> dict[str, list[float | None]]:
     """Where the first token's time went, of the judged requests: seconds by part."""
     found: dict[str, list[float | None]] = {}
     for one in run.judged():
-        known = recording.parts.get(one.request_id)
-        ttft_s = _times(one)[0]
-        if known is None or ttft_s is None or len(whole := [part for part in known if part is not None]) < len(PARTS):
+        known, ttft_s = _known_parts(recording, one), _times(one)[0]
+        queued_s = recording.queued.get(one.request_id, (None,))[0]
+        if known is None or ttft_s is None or queued_s is None:
             continue
-        queue_s, formation_s, prefill_s, gateway_s = whole
+        queue_s, formation_s, prefill_s, gateway_s = known
         for name, value in (
-            ("gateway, commit, queue until claimed", queue_s),
+            ("gateway and commit, until queued", queued_s),
+            ("queued until claimed", queue_s - queued_s),
             ("claimed until its first step", formation_s),
             ("prefill", prefill_s),
             ("worker to gateway's first byte", gateway_s - queue_s - formation_s - prefill_s),
@@ -164,17 +176,14 @@ def compare(recording: Recording, say: Say, add: Add) -> None:
     known = ", ".join(f"{name} {value:.3g}" for name, value in fitted.figures.items())
     say(f"learned: {known}; {1e6 * fitted.gap_row_s:.2f} us for a row beside its step")
     add("time beside a step, for each row", 1e6 * fitted.gap_row_s, "us")
-    beyond = beyond_simulated(recording.learning, policy, fitted)
-    paths = {
-        load: path_times_s(beyond, recording.learning.end_s, offered_per_s(run)) for load, run in recording.runs.items()
-    }
-    for load, times in paths.items():
-        path_s = statistics.median(times)
-        add(f"load {load}: first token's way beside the worker, learned", 1e3 * path_s, "ms")
-        say(f"load {load}: the way beside the worker adds {1e3 * path_s:.1f} ms (median of {len(times)} in `learning`)")
+    ways = Ways.of(learned(recording), recording.learning.end_s)
+    add("way between queue and worker, learned", 1e3 * ways.network_s, "ms")
+    say(f"learned: {1e3 * ways.network_s:.2f} ms between queue and worker, of {sum(map(len, ways.parts))} requests")
     with ProcessPoolExecutor(len(recording.runs), mp_context=multiprocessing.get_context("spawn")) as pool:
         futures = {
-            load: pool.submit(predicted_points, run, policy, fitted, paths[load])
+            load: pool.submit(
+                predicted_points, run, policy, fitted, ways.draw(len(run.seen), offered_per_s(run)), ways.network_s
+            )
             for load, run in recording.runs.items()
         }
         for load, run in recording.runs.items():

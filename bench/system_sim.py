@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from bench.system_load import Planned, Seen
 from scheduler_worker.core.cost_model import CostModel
@@ -18,7 +20,8 @@ from scheduler_worker.sim.run import Options, Outcome, Simulation
 from scheduler_worker.sim.trace import Request
 
 BUSY_SHARE = 0.8
-LEARNING_RATES = (0.4, 0.9, 0.6, 1.1)  # of the capacity, one after the other for the same time
+LEARNING_RATES = (0.4, 0.7, 0.9, 1.2, 1.6)  # of the capacity, one after the other for the same time
+LIGHT_RATE = 0.75
 
 
 @dataclass(frozen=True)
@@ -81,22 +84,47 @@ def mean_step_s(model: CostModel, message: WorkerTelemetry) -> float:
     return model.predict(shape)
 
 
-def predict(requests: Sequence[Planned], seen: Sequence[Seen], policy: Policy, fitted: Fitted) -> list[Outcome]:
-    """What the simulator makes of the same requests at the instants at which they were sent, in the order of `seen`."""
+class Way(NamedTuple):
+    """What a request's first token takes beside the worker, in seconds: from sending until it is queued, and from the
+    worker to the client."""
+
+    before_s: float
+    after_s: float
+
+
+def predict(
+    requests: Sequence[Planned],
+    seen: Sequence[Seen],
+    policy: Policy,
+    fitted: Fitted,
+    ways: Sequence[Way],
+    network_s: float,
+) -> list[Outcome]:
+    """What the simulator makes of the same requests, each queued so long after it was sent, in the order of `seen`."""
     lengths = {one.index: one for one in requests}
     arrivals = [
         Request(
-            arrival_s=max(0.0, one.sent_s),
+            arrival_s=max(0.0, one.sent_s + way.before_s),
             num_prompt_tokens=lengths[one.index].num_prompt_tokens,
             num_output_tokens=lengths[one.index].num_output_tokens,
             class_id=lengths[one.index].class_id,
         )
-        for one in seen
+        for one, way in zip(seen, ways, strict=True)
     ]
+    order = sorted(range(len(arrivals)), key=lambda place: arrivals[place].arrival_s)
     scheduler = Scheduler(policy, fitted.capacity, cost_model=CostModel.from_dict(fitted.figures))
     admission = SimulatedAdmission(policy, [scheduler], fitted.capacity)
-    options = Options(in_flight=fitted.capacity.max_in_flight_steps, known_lengths=True, keep_events=False)
-    return Simulation(arrivals, [scheduler], [fitted.cost], options, admission).run().outcomes
+    options = Options(
+        in_flight=fitted.capacity.max_in_flight_steps,
+        known_lengths=True,
+        network_s=network_s,
+        mirrored=True,
+        keep_events=False,
+    )
+    inputs = [arrivals[place] for place in order]
+    found = Simulation(inputs, [scheduler], [fitted.cost], options, admission).run().outcomes
+    outcomes = dict(zip(order, found, strict=True))
+    return [outcomes[place] for place in range(len(arrivals))]
 
 
 def without_admission(policy: Policy) -> Policy:
@@ -104,22 +132,54 @@ def without_admission(policy: Policy) -> Policy:
     return policy.model_copy(update={"admission": policy.admission.model_copy(update={"enabled": False})})
 
 
-def path_times_s(beyond: Sequence[tuple[float, float | None]], end_s: float, per_s: float) -> list[float]:
-    """A first token's times beside the worker, at the learning run's rate nearest to `per_s` requests/s.
+class Learned(NamedTuple):
+    """One request of the learning run: when it was sent, its way, and the time from queued to claimed. Seconds."""
 
-    `beyond`: of each learning request, when it was sent and how much later its first token came than simulated (None
-    where that is unknown). No request of the run that is predicted is in it. Above the highest rate that was learned,
-    the times of that rate are used: what saturates only beyond it is not foreseen.
+    sent_s: float
+    way: Way
+    claim_s: float
+
+
+@dataclass(frozen=True)
+class Ways:
+    """The learning run's requests, by the rate at which they came; no request of a run that is predicted is in it.
+
+    At light rates slots are free, so that the time to a claim is all travel: its median sets the simulator's
+    `network_s` (an arrival's, a claim's and its answer's way), what exceeds it counts as time before the queue.
     """
-    length_s = end_s / len(LEARNING_RATES)
-    parts: list[list[tuple[float, float | None]]] = [[] for _ in LEARNING_RATES]
-    for sent_s, value in beyond:
-        parts[min(len(parts) - 1, max(0, int(sent_s / length_s)))].append((sent_s, value))
-    known = [part for part in parts if any(value is not None for _, value in part)]
-    nearest = min(known, key=lambda part: abs(len(part) / length_s - per_s), default=[])
-    return [value for _, value in nearest if value is not None] or [0.0]
+
+    parts: Sequence[Sequence[Learned]]
+    part_s: float
+
+    @classmethod
+    def of(cls, learned: Iterable[Learned], end_s: float) -> Ways:
+        """Cut into the parts of equal rate."""
+        part_s = end_s / len(LEARNING_RATES)
+        parts: list[list[Learned]] = [[] for _ in LEARNING_RATES]
+        for one in learned:
+            parts[min(len(parts) - 1, max(0, int(one.sent_s / part_s)))].append(one)
+        return cls(parts, part_s)
+
+    @property
+    def network_s(self) -> float:
+        """One of the three ways between queue and worker."""
+        times = [one.claim_s for part in self._light() for one in part]
+        return statistics.median(times) / 3 if times else 0.0
+
+    def draw(self, count: int, per_s: float, seed: int = 0) -> list[Way]:
+        """So many ways, with replacement, from the part whose rate is nearest."""
+        r = random.Random(seed)
+        ways = [one.way for one in _nearest(self.parts, self.part_s, per_s)] or [Way(0.0, 0.0)]
+        travel_s = 3 * self.network_s
+        below = _nearest(self._light(), self.part_s, per_s)
+        beyond = [max(0.0, one.claim_s - travel_s) for one in below] or [0.0]
+        drawn = zip(r.choices(ways, k=count), r.choices(beyond, k=count), strict=True)
+        return [Way(way.before_s + later_s, way.after_s) for way, later_s in drawn]
+
+    def _light(self) -> list[Sequence[Learned]]:
+        return [part for rate, part in zip(LEARNING_RATES, self.parts, strict=True) if rate <= LIGHT_RATE]
 
 
-def draw(times: Sequence[float], count: int, seed: int = 0) -> list[float]:
-    """So many of these times, with replacement."""
-    return random.Random(seed).choices(times, k=count)
+def _nearest(parts: Iterable[Sequence[Learned]], part_s: float, per_s: float) -> Sequence[Learned]:
+    known = [part for part in parts if part]
+    return min(known, key=lambda part: abs(len(part) / part_s - per_s), default=())

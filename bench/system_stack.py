@@ -27,7 +27,7 @@ from controlplane.embedded.programs import Program, Programs
 from controlplane.embedded.services import EmbeddedServices
 from controlplane.embedded.state import usable_port
 from scheduler_worker.core.policy import Policy
-from scheduler_worker.protocol import keys
+from scheduler_worker.protocol import keys, scripts
 from scheduler_worker.protocol.messages import WorkerInfo, WorkerTelemetry, decode
 from scheduler_worker.protocol.telemetry import read_fields
 
@@ -104,6 +104,21 @@ class Stack:
         entries: Any = self._redis().xrange(keys.TELEMETRY.of(POOL), min=round(1e3 * since))
         messages = (read_fields(fields) for _, fields in entries)
         return [one for one in messages if isinstance(one, WorkerTelemetry) and since <= one.at <= until]
+
+    def queued(self, since: float) -> dict[str, list[float | None]]:
+        """Of each request that was queued since this instant of the wall clock: how long after its headers, and how
+        long after that its claim reached Valkey (None: not yet). Seconds by Valkey's clock, which tells them in ms."""
+        entries: Any = self._redis().xrange(keys.CHANGES.of(POOL), min=round(1e3 * since))
+        found: dict[str, list[float | None]] = {}
+        queued_at: dict[str, float] = {}
+        for entry_id, fields in entries:
+            at, change = int(entry_id.split(b"-")[0]) / 1e3, scripts.read_change(fields)
+            if change.op is scripts.ChangeOp.ADD and change.header is not None:
+                queued_at[change.id] = at
+                found[change.id] = [at - change.header.arrived_at, None]
+            elif change.op is scripts.ChangeOp.CLAIMED and change.id in found:
+                found[change.id][1] = at - queued_at[change.id]
+        return found
 
     def parts(self) -> dict[str, list[float | None]]:
         """How long each part took, by request id, once Celery has recorded what ended (it is waited for a while)."""

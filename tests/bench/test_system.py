@@ -12,7 +12,7 @@ import pytest
 from bench.system_clients import LENGTHS, Workload
 from bench.system_load import Job, Load, Planned, Seen
 from bench.system_model import write_text_side
-from bench.system_sim import draw, path_times_s
+from bench.system_sim import Learned, Way, Ways
 from controlplane.gateway.tokenizer import load_text_model
 
 EVENT = b'data: {"choices":[{"text":" a"}],"usage":null}\n\n'
@@ -92,15 +92,33 @@ async def test_a_refusal_leaves_its_connection_to_the_next_request(lengths: tupl
     assert [one.status for one in seen] == [429 if length == 1 else 200 for length in lengths]
 
 
-@pytest.mark.parametrize(("per_s", "expected"), [(1.0, [0.1]), (3.2, [0.2] * 3), (50.0, [0.4] * 4)])
-def test_the_way_beside_the_worker_is_that_of_the_nearest_rate_learned(per_s: float, expected: list[float]) -> None:
-    counts = (1, 3, 2, 4)
-    beyond = [(place + 0.1, 0.1 * (1, 2, 3, 4)[place]) for place, count in enumerate(counts) for _ in range(count)]
+def _learned(*counts: int) -> Ways:
+    """Parts of one second with so many requests each; a request's way tells its part, its claim took 30 ms."""
+    learned = [
+        Learned(part + 0.5, Way(0.1 * part, 1.0), 0.03) for part, count in enumerate(counts) for _ in range(count)
+    ]
+    return Ways.of(learned, end_s=float(len(counts)))
 
-    assert path_times_s(beyond, end_s=4.0, per_s=per_s) == expected
+
+@pytest.mark.parametrize(("per_s", "part"), [(4.0, 0), (9.2, 2), (50.0, 4)])
+def test_the_way_beside_the_worker_is_that_of_the_nearest_rate_learned(per_s: float, part: int) -> None:
+    drawn = _learned(4, 7, 9, 12, 16).draw(20, per_s)
+
+    assert drawn == [pytest.approx(Way(0.1 * part, 1.0))] * 20
 
 
-def test_times_are_drawn_from_those_learned_and_the_same_for_the_same_seed() -> None:
-    times = [0.1, 0.2, 0.3]
+def test_a_claim_at_a_light_rate_is_three_ways_between_queue_and_worker() -> None:
+    assert _learned(4, 7, 9, 12, 16).network_s == pytest.approx(0.01)
 
-    assert (draw(times, 50, seed=3) == draw(times, 50, seed=3), set(draw(times, 50, seed=3))) == (True, set(times))
+
+def test_what_a_claim_took_beyond_its_travel_counts_as_time_before_the_queue() -> None:
+    learned = [Learned(0.5, Way(0.1, 1.0), claim_s) for claim_s in (0.03, 0.03, 0.07)]
+    drawn = Ways.of(learned, end_s=5.0).draw(200, per_s=3.0)
+
+    assert {round(way.before_s, 6) for way in drawn} == {0.1, 0.14}
+
+
+def test_ways_are_drawn_the_same_for_the_same_seed() -> None:
+    ways = Ways.of([Learned(0.5, Way(0.1 * place, 1.0), 0.03) for place in range(9)], end_s=5.0)
+
+    assert ways.draw(50, 9.0, seed=3) == ways.draw(50, 9.0, seed=3) != ways.draw(50, 9.0, seed=4)
