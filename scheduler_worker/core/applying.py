@@ -185,13 +185,20 @@ def _check(state: State, result: StepResult) -> tuple[InFlight, list[int]]:
         raise BadResult(f"step {result.step} has {len(chunks)} chunks, its result {len(rows)} rows")
     expected = chunks.decodes.expected
     num_decodes = len(expected)
-    odd = [index for index in compress(count(), map(is_not, expected, rows)) if rows[index] != expected[index]]
+    odd = _differing(expected, rows)
     for index in odd:
         _check_row(chunks.decodes.seq_ids[index], True, rows[index])
     for chunk, row in zip(chunks.others, rows[num_decodes:], strict=True):
         _check_row(chunk.seq_id, chunk.samples, row)
     odd += [index for index in range(num_decodes, len(rows)) if _is_odd(rows[index])]
     return flying, odd
+
+
+def _differing(expected: tuple[RowResult, ...], rows: tuple[RowResult, ...]) -> list[int]:
+    """Places of `expected` at which `rows` has another value."""
+    if rows is expected:
+        return []
+    return [index for index in compress(count(), map(is_not, expected, rows)) if rows[index] != expected[index]]
 
 
 def _is_odd(row: RowResult) -> bool:

@@ -23,8 +23,8 @@ class DecodeRows(NamedTuple):
     """
 
     seq_ids: tuple[str, ...]
-    slots: tuple[int, ...]
-    offsets: tuple[int, ...]
+    slots: Sequence[int]
+    offsets: Sequence[int]
     expected: tuple[RowResult, ...]
     emitted: tuple[tuple[str, int], ...]
 

@@ -17,7 +17,6 @@ from scheduler_worker.core.step_builder import start_cost
 from scheduler_worker.core.turns import Turns, is_urgent
 
 NUM_STEPS: Final = 2
-PRESSING: Final = (Reason.STARVING, Reason.RESCUE)
 MAX_WITHOUT_BLOCKS: Final = 4
 MAX_EXAMINED: Final = 512
 Place = tuple[float, int, float, int, bool, float, int]
@@ -65,17 +64,16 @@ class _Claims:
         if self._num_slots <= 0 and not state.waiting.has_urgent(self._now, state.policy.step.rescue_within_s):
             return chosen
         with Turns(state.waiting, state.ledger, state.policy, self._now, self._extra) as turns:
-            self._take_from(islice(turns.pressing(), MAX_EXAMINED), turns, chosen)
-            if self._num_slots > 0:
-                self._take_from(islice(turns.in_turn(), MAX_EXAMINED), turns, chosen)
+            self._take_from(islice(turns.pressing(), MAX_EXAMINED), turns, chosen, may_preempt=True)
+            self._take_from(islice(turns.in_turn(), MAX_EXAMINED), turns, chosen, may_preempt=False)
         return chosen
 
     def _take_from(
-        self, line: Iterator[tuple[Sequence, Reason]], turns: Turns, chosen: list[str]
+        self, line: Iterator[tuple[Sequence, Reason]], turns: Turns, chosen: list[str], *, may_preempt: bool
     ) -> None:
-        for sequence, reason in line:
-            if self._num_tokens <= 0 or (self._num_slots <= 0 and reason not in PRESSING):
-                return
+        """Who is next is not looked for where nobody can be taken."""
+        while self._num_tokens > 0 and (self._num_slots > 0 or may_preempt) and (found := next(line, None)):
+            sequence, _ = found
             if self._wants(sequence):
                 chosen.append(sequence.seq_id)
                 turns.charge(sequence, start_cost(self._state, sequence, 0))

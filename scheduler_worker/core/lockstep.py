@@ -7,8 +7,9 @@ leaves, and comes back through the ordinary path of those that catch up.
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect
-from collections.abc import Mapping, Set
+from collections.abc import Set
 from typing import Any
 
 from scheduler_worker.core.chunks import Blocks, DecodeRows
@@ -28,8 +29,8 @@ class Lockstep:
         self._endings: dict[int, dict[str, Sequence]] = {}
         self._num_by_class: dict[str, int] = {}
         self._sum_offsets = 0
-        self._index: dict[str, int] = {}
-        self._columns: tuple[list[Any], ...] = tuple([] for _ in DecodeRows._fields)
+        self._line: list[Sequence] = []
+        self._columns: tuple[Any, ...] = ([], array("q"), array("q"), [], [])
         self._frozen: DecodeRows | None = None
         self.classes: tuple[str, ...] = ()
         self.rows: dict[str, Sequence] = {}
@@ -53,52 +54,54 @@ class Lockstep:
         self._endings.setdefault(self._last_step(sequence), {})[sequence.seq_id] = sequence
         self._count_in(sequence.class_id, 1)
 
-    def leave(self, sequence: Sequence) -> None:
-        """Back to explicit counts, as of the last booked step."""
-        pending = self._pending(sequence)
+    def leave(self, sequence: Sequence, *, ends: bool = False) -> None:
+        """Back to explicit counts, as of the last booked step. Of one that ends, nobody asks what is pending."""
+        pending = [] if ends else self._pending(sequence)
         self._forget(sequence)
         sequence.num_sampled += self.step - sequence.join_step
-        sequence.num_computed = sequence.num_tokens - 1
+        sequence.num_computed = sequence.num_prompt_tokens + sequence.num_sampled - 1
         sequence.last_step = max(sequence.last_step, self.step)
         sequence.pending = pending
 
     def _enter_line(self, sequence: Sequence) -> None:
         self._frozen = None
         seq_id = sequence.seq_id
-        self._index[seq_id] = len(self._index)
-        row = (seq_id, sequence.slot, sequence.offset, RowResult(seq_id, 1), (seq_id, 1))
-        for column, value in zip(self._columns, row, strict=True):
-            column.append(value)
+        sequence.place = len(self._line)
+        self._line.append(sequence)
+        seq_ids, slots, offsets, expected, emitted = self._columns
+        seq_ids.append(seq_id)
+        slots.append(sequence.slot)
+        offsets.append(sequence.offset)
+        expected.append(RowResult(seq_id, 1))
+        emitted.append((seq_id, 1))
 
-    def _leave_line(self, seq_id: str) -> None:
+    def _leave_line(self, sequence: Sequence) -> None:
         """The last in line takes the empty place, so that leaving costs the same for everybody."""
         self._frozen = None
-        index = self._index.pop(seq_id)
-        last_id = self._columns[0][-1]
-        if last_id != seq_id:
-            self._index[last_id] = index
-        for column in self._columns:
-            column[index] = column[-1]
+        place, last = sequence.place, self._line[-1]
+        last.place = place
+        for column in (self._line, *self._columns):
+            column[place] = column[-1]
             column.pop()
 
     def decode_rows(self, absent: Set[str]) -> DecodeRows:
         """The rows but for those `absent`, by columns: the same value until a row joins or leaves."""
         if self._frozen is None:
-            self._frozen = DecodeRows._make([tuple(column) for column in self._columns])
+            seq_ids, slots, offsets, expected, emitted = self._columns
+            self._frozen = DecodeRows(tuple(seq_ids), slots[:], offsets[:], tuple(expected), tuple(emitted))
         places = self._places(absent)
         return self._frozen.without(places) if places else self._frozen
 
-    def by_place(self, growth: Mapping[str, Blocks], absent: Set[str]) -> dict[int, Blocks]:
-        """What grows, by its place in the rows but for those `absent`."""
-        index = self._index
+    def by_place(self, rows: list[Sequence], blocks: Blocks, absent: Set[str]) -> dict[int, Blocks]:
+        """A block for each of these rows, by its place among the rows but for those `absent`."""
         if not (places := self._places(absent)):
-            return dict(zip(map(index.__getitem__, growth), growth.values(), strict=True))
-        grown = {index[seq_id]: blocks for seq_id, blocks in growth.items() if seq_id not in absent}
-        return {place - bisect(places, place): blocks for place, blocks in grown.items()}
+            return dict(zip([row.place for row in rows], zip(blocks), strict=True))
+        grown = [(row.place, block) for row, block in zip(rows, blocks, strict=True) if row.seq_id not in absent]
+        return {place - bisect(places, place): (block,) for place, block in grown}
 
     def _places(self, seq_ids: Set[str]) -> list[int]:
         """Where those of the rows stand, in order."""
-        return sorted(self._index[one] for one in seq_ids if one in self._index) if seq_ids else []
+        return sorted([self.rows[one].place for one in seq_ids if one in self.rows]) if seq_ids else []
 
     def change_class(self, sequence: Sequence, class_id: str) -> None:
         """The sequence, in lockstep or not, belongs to another class from now on."""
@@ -119,13 +122,14 @@ class Lockstep:
     def _forget(self, sequence: Sequence) -> None:
         seq_id = sequence.seq_id
         del self.rows[seq_id]
-        self._leave_line(seq_id)
+        self._leave_line(sequence)
         self._sum_offsets -= sequence.offset
         self._count_in(sequence.class_id, -1)
-        self._wheel[-sequence.offset % self._block_size].pop(seq_id)
+        del self._wheel[-sequence.offset % self._block_size][seq_id]
         last_step = self._last_step(sequence)
-        del self._endings[last_step][seq_id]
-        if not self._endings[last_step]:
+        ending = self._endings[last_step]
+        del ending[seq_id]
+        if not ending:
             del self._endings[last_step]
 
     def _last_step(self, sequence: Sequence) -> int:

@@ -83,6 +83,10 @@ class TenantQueue:
     def heap_of(self, sequence: Sequence) -> Heap:
         return self.late if sequence.is_late else self.fresh
 
+    def first(self) -> Sequence | None:
+        """The one that `in_order` begins with."""
+        return self.fresh.first() or self.late.first()
+
     def in_order(self) -> Iterator[Sequence]:
         """Earliest deadline first; late ones behind."""
         yield from self.fresh.in_order()

@@ -14,6 +14,8 @@ from typing import Final, NamedTuple
 class SequenceState(StrEnum):
     """Where a sequence is. A header is waiting until this worker claims it."""
 
+    __hash__ = str.__hash__  # an enum's own is a call of Python's for each look into a table
+
     WAITING = "waiting"
     CLAIMED = "claimed"
     RUNNING = "running"
@@ -23,6 +25,8 @@ class SequenceState(StrEnum):
 
 class FinishReason(StrEnum):
     """Why a sequence left the scheduler."""
+
+    __hash__ = str.__hash__
 
     STOP = "stop"
     LENGTH = "length"
@@ -136,6 +140,7 @@ class Sequence:
         "parked_by_memory",
         "parked_s",
         "pending",
+        "place",
         "prefill_s",
         "promised_blocks",
         "queue_token",
@@ -170,7 +175,7 @@ class Sequence:
         self.promised_blocks = self.checkpoint_blocks = 0
         self.slot: int | None = None
         self.pending: list[int] = []
-        self.join_step = self.last_step = self.offset = 0
+        self.join_step = self.last_step = self.offset = self.place = 0
         self.queue_token = self.num_bypasses = self.num_preemptions = 0
         self.needs_table = True
         self.is_late = self.is_charged = self.parked_by_memory = self.is_bound_settled = False

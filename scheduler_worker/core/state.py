@@ -162,11 +162,11 @@ class State:
 
     def blocks_promised_to(self, sequence: Sequence) -> int:
         """Blocks for its tokens and for the growth that the policy reserves (not in lockstep)."""
-        expected = self.output_lengths(sequence.class_id).expected(sequence.max_tokens)
-        growth = max(0, expected - sequence.num_sampled) * self.policy.memory.reserve_growth
-        known = sequence.num_tokens
-        most = sequence.num_prompt_tokens + sequence.max_tokens - 1
-        return self.pool.blocks_for(max(known, min(known + int(growth), most)))
+        num_sampled, max_tokens = sequence.num_sampled, sequence.max_tokens
+        expected = self.output_lengths(sequence.class_id).expected(max_tokens)
+        growth = int(max(0, expected - num_sampled) * self.policy.memory.reserve_growth)
+        num_more = max(0, min(growth, max_tokens - 1 - num_sampled))
+        return self.pool.blocks_for(sequence.num_prompt_tokens + num_sampled + num_more)
 
     def rest_of(self, sequence: Sequence) -> int:
         """Tokens that it is expected to make yet, as far as the policy reserves for them."""
@@ -203,10 +203,10 @@ class State:
         self.num_checkpoint_blocks -= sequence.checkpoint_blocks
         sequence.checkpoint_blocks = 0
 
-    def stop_running(self, sequence: Sequence) -> None:
+    def stop_running(self, sequence: Sequence, *, ends: bool = False) -> None:
         """Take it out of the rows of coming steps."""
         if sequence in self.lockstep:
-            self.lockstep.leave(sequence)
+            self.lockstep.leave(sequence, ends=ends)
             self.ledger.join(sequence, -1)
         else:
             self.catching_up.pop(sequence.seq_id, None)
@@ -238,7 +238,7 @@ class State:
             self.waiting.remove(sequence)
         elif sequence.seq_id in self.ready.sequences:
             self.ready.remove(sequence)
-        self.stop_running(sequence)
+        self.stop_running(sequence, ends=True)
         self.vacating.pop(sequence.seq_id, None)
         del self.sequences[sequence.seq_id]
         self.drop_checkpoint(sequence)
@@ -299,7 +299,7 @@ def yielding(state: State, by_rank: int, now: float) -> list[Sequence]:
     the first that has decoded for longer than any class lets a victim."""
     most = max(one.preemption.max_generated_tokens for one in state.policy.classes)
     rows = [*state.catching_up.values(), *_latest_to_join(state.lockstep, most)]
-    return [one for one in rows if refusal(state, one, by_rank, now) is None]
+    return [one for one in rows if one.rank > by_rank and refusal(state, one, by_rank, now) is None]
 
 
 def _latest_to_join(lockstep: Lockstep, num_steps: int) -> Iterator[Sequence]:

@@ -44,6 +44,42 @@ class Need(NamedTuple):
 class StepBuilder:
     """One step in the making. `build` is called once."""
 
+    __slots__ = (
+        "_absent",
+        "_blocked",
+        "_budget",
+        "_bypassed",
+        "_chunks",
+        "_coming_blocks",
+        "_coming_slots",
+        "_draft",
+        "_events",
+        "_evicted",
+        "_granted",
+        "_growing",
+        "_growth_ahead",
+        "_new_blocks",
+        "_now",
+        "_num_kv",
+        "_num_pairs",
+        "_num_prefill",
+        "_num_rows",
+        "_num_single",
+        "_num_started_blocks",
+        "_num_swap_blocks",
+        "_parked",
+        "_row_limit",
+        "_slots",
+        "_stalled",
+        "_started",
+        "_state",
+        "_step",
+        "_swap_ins",
+        "_swap_outs",
+        "_yielders",
+        "_yielding",
+    )
+
     def __init__(self, state: State, now: float) -> None:
         self._state = state
         self._now = now
@@ -53,7 +89,8 @@ class StepBuilder:
         self._absent: set[str] = set()
         self._parked: set[str] = set()
         self._granted: set[str] = set()
-        self._growth: dict[str, tuple[int, ...]] = {}
+        self._growing: list[Sequence] = []
+        self._new_blocks: tuple[int, ...] = ()
         self._stalled: list[str] = []
         self._yielding: list[str] = []
         self._coming_slots = 0
@@ -142,11 +179,11 @@ class StepBuilder:
         if len(due) > self._draft.num_available:
             due = self._make_room(due)
         self._draft.num_promised -= sum([one.promised_blocks > len(one.blocks) for one in due])
-        self._growth = dict(zip([one.seq_id for one in due], zip(self._draft.take(len(due))), strict=True))
+        self._growing, self._new_blocks = due, self._draft.take(len(due))
 
     def _stall_beyond_budget(self) -> None:
         """A budget that shrank below the number of rows: the last in line miss this step."""
-        excess = len(self._state.lockstep) - self._state.token_budget
+        excess = len(self._state.lockstep.rows) - self._state.token_budget
         if excess > 0:
             rows = sorted(self._state.lockstep.rows.values(), key=_line)
             self._stall(rows[-excess:])
@@ -185,7 +222,7 @@ class StepBuilder:
     def _prefill_budget(self) -> int:
         """Tokens beside the decodes: within the step's budget and the tightest running TPOT objective."""
         state = self._state
-        num_decodes = len(state.lockstep) - sum(1 for one in self._absent if one in state.lockstep.rows)
+        num_decodes = len(state.lockstep.rows.keys() - self._absent) if self._absent else len(state.lockstep.rows)
         budget = state.token_budget - num_decodes
         if num_decodes == 0 or budget <= 0:
             return max(budget, 0)
@@ -258,7 +295,9 @@ class StepBuilder:
         """Whoever presses may take a slot from another; the others come only while there is one."""
         yield from turns.pressing()
         if self._has_slot():
-            yield from turns.in_turn()
+            in_turn = turns.in_turn()
+            while (self._has_slot() or turns.has_urgent) and (found := next(in_turn, None)) is not None:
+                yield found
 
     def _grant(self, sequence: Sequence, most: int) -> bool:
         """A chunk for a sequence that has a slot; False when it lacks the blocks."""
@@ -490,7 +529,7 @@ class StepBuilder:
         num_kv = self._num_kv + lockstep.num_kv_tokens(self._step)
         if num_decodes < len(lockstep):
             num_kv = self._num_kv + sum(decodes.offsets) + (self._step + 1) * num_decodes
-        growth = lockstep.by_place(self._growth, self._absent)
+        growth = lockstep.by_place(self._growing, self._new_blocks, self._absent)
         shape = StepShape(num_decodes + self._num_single, self._num_prefill, num_kv, self._num_pairs)
         return StepPlan(
             step=self._step,

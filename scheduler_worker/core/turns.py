@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from heapq import heappop, heappush, heapreplace, merge
 
-from scheduler_worker.core.fairness import Key, Ledger
+from scheduler_worker.core.fairness import Account, Key, Ledger
 from scheduler_worker.core.plan import Reason
 from scheduler_worker.core.policy import Policy
 from scheduler_worker.core.queues import ClassQueue, ClassQueues, TenantQueue
@@ -29,7 +29,10 @@ def is_urgent(sequence: Sequence, now: float, within_s: float) -> bool:
 
 
 class Turns:
-    """One pass over `queues`. Use as a context manager: leaving restores what looking ahead took out."""
+    """One pass over `queues`. Use as a context manager: leaving restores what looking ahead took out.
+
+    `has_urgent`, known after `pressing`: whether anybody is about to miss a TTFT objective, granted by now or not.
+    """
 
     def __init__(
         self, queues: ClassQueues, ledger: Ledger, policy: Policy, now: float, extra: Extra | None = None
@@ -38,17 +41,19 @@ class Turns:
         self._ledger = ledger
         self._policy = policy
         self._now = now
-        self._extra: Extra = dict(extra or {})
+        self._extra: Extra = dict(extra) if extra else {}
         self._tenant_extra: dict[str, Extra] = {}
         self._taken: set[str] = set()
         self._refused: set[str] = set()
-        self._classes = {class_id: queue for class_id, queue in queues.classes.items() if len(queue)}
+        self.has_urgent = False
+        self._classes = {class_id: queue for class_id, queue in queues.classes.items() if queue.by_age.num_live}
         self._class_turns: dict[str, _ClassTurn] = {}
-        self._standings = {
-            one.key: ledger.counter(one) + self._extra.get(one.key, 0.0)
-            for one in ledger.classes.values()
-            if one.num_queued
-        }
+        self._standings = {one.key: self._standing(one) for one in ledger.classes.values() if one.num_queued}
+
+    def _standing(self, account: Account) -> Key:
+        """The class with the least is next; ties end at the rank."""
+        counter, number = account.order(self._ledger.step)
+        return counter + self._extra.get(account.key, 0.0), number
 
     def __enter__(self) -> Turns:
         return self
@@ -90,7 +95,7 @@ class Turns:
         """The sequence was granted service of this cost."""
         account, tenant = self._ledger.accounts_of(sequence)
         self._extra[account.key] = self._extra.get(account.key, 0.0) + cost / account.weight
-        self._standings[account.key] = self._ledger.counter(account) + self._extra[account.key]
+        self._standings[account.key] = self._standing(account)
         granted = self._tenant_extra.setdefault(account.key, {})
         granted[tenant.key] = granted.get(tenant.key, 0.0) + cost / tenant.weight
 
@@ -99,7 +104,7 @@ class Turns:
             account = self._ledger.classes[sequence.class_id]
             granted = self._extra.get(account.key, 0.0) * account.weight
             return not self._others_wait() or account.tier_credit >= granted
-        lead = self._standings[sequence.class_id] - min(self._standings.values())
+        lead = self._standings[sequence.class_id][0] - min(self._standings.values())[0]
         return lead <= self._policy.fairness.max_lead_tokens
 
     def _others_wait(self) -> bool:
@@ -125,6 +130,7 @@ class Turns:
         within_s = self._policy.step.rescue_within_s
         until = self._now + within_s
         pressed = [queue for queue in self._classes.values() if queue.is_pressed(until)]
+        self.has_urgent = bool(pressed)
         for queue in sorted(pressed, key=_rank_of):
             for sequence in queue.by_latest_start.in_order():
                 if sequence.latest_start_at > until or sequence.class_id in self._refused:
@@ -133,16 +139,13 @@ class Turns:
                     yield sequence
 
     def _next_turn(self) -> Sequence | None:
-        while self._classes:
-            class_id = min(self._classes, key=self._class_order)
+        while self._classes and len(self._taken) < len(self._queues.sequences):
+            class_id = min(self._classes, key=self._standings.__getitem__)
             sequence = self._turn_of(class_id).next(self._taken)
             if sequence is not None:
                 return sequence
             del self._classes[class_id]
         return None
-
-    def _class_order(self, class_id: str) -> tuple[float, int]:
-        return self._standings[class_id], self._ledger.classes[class_id].number
 
     def _turn_of(self, class_id: str) -> _ClassTurn:
         turn = self._class_turns.get(class_id)
@@ -174,12 +177,22 @@ class _ClassTurn:
 
     def next(self, taken: set[str]) -> Sequence | None:
         """The next sequence of the tenant with the least counter."""
+        if not self._heap and (first := self._first(taken)) is not None:
+            return first
         while self._surface():
             for sequence in self._heap[0][2]:
                 if sequence.seq_id not in taken:
                     return sequence
             heappop(self._heap)
         return None
+
+    def _first(self, taken: set[str]) -> Sequence | None:
+        """Of the least tenant, while nothing was granted to it: most passes need no more, and take nobody out."""
+        least = self._line.least()
+        if least is None or least.account.key in self._extra:
+            return None
+        first = least.first()
+        return first if first is not None and first.seq_id not in taken else None
 
     def _surface(self) -> bool:
         """Bring the least tenant to the top; what was charged meanwhile moves the others down."""
