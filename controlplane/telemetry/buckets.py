@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Final
 
-from controlplane.telemetry.promise import Counts, Ended, is_late, objectives_of, unserved_s
+from controlplane.telemetry.promise import Counts, Ended, judged, objectives_of
 from controlplane.telemetry.schema import Percentiles, Point
 from controlplane.telemetry.sketch import Sketch, sketch_of
 from controlplane.telemetry.windows import percentiles, weighted_median
@@ -61,23 +61,9 @@ class Rollup:
 class _ClassBucket:
     ttft: list[float] = field(default_factory=list)
     tpot: list[float] = field(default_factory=list)
-    num: int = 0
-    num_late: int = 0
-    num_unserved: int = 0
-    num_ttft_late: int = 0
-    num_tpot_late: int = 0
+    counts: Counts = NOTHING
     num_tokens: int = 0
     num_refused: int = 0
-
-    def counts(self) -> Counts:
-        return Counts(
-            num=self.num,
-            num_late=self.num_late,
-            num_ttft=len(self.ttft) + self.num_unserved,
-            num_ttft_late=self.num_ttft_late + self.num_unserved,
-            num_tpot=len(self.tpot),
-            num_tpot_late=self.num_tpot_late,
-        )
 
 
 @dataclass(slots=True)
@@ -103,23 +89,15 @@ class Bucket:
         return self._classes.setdefault((one.id, objectives_of(one)), _ClassBucket())
 
     def add_first_token(self, sample: LatencySample, one: ClassPolicy) -> None:
-        if sample.ttft_s is None:
-            return
-        bucket = self._class(one)
-        bucket.ttft.append(sample.ttft_s)
-        bucket.num_ttft_late += sample.ttft_s > one.slo.ttft_s
+        if sample.ttft_s is not None:
+            self._class(one).ttft.append(sample.ttft_s)
 
     def add_finished(self, sample: LatencySample, one: ClassPolicy) -> None:
         bucket = self._class(one)
         if sample.tpot_s is not None:
             bucket.tpot.append(sample.tpot_s)
-            bucket.num_tpot_late += sample.tpot_s > one.slo.tpot_s
-        waited_s = unserved_s(sample)
-        bucket.num_unserved += waited_s is not None and waited_s > one.slo.ttft_s
-        late = is_late(sample, one)
-        if late is not None:
-            bucket.num += 1
-            bucket.num_late += late
+        if counts := judged(sample, one):
+            bucket.counts = bucket.counts.plus(counts)
 
     def add_gateway(self, message: GatewayTelemetry, resolve: Resolve) -> None:
         for class_id, num in message.refused.items():
@@ -182,7 +160,7 @@ class Bucket:
             ClassRollup(
                 class_id=class_id,
                 objectives=objectives,
-                counts=one.counts(),
+                counts=one.counts,
                 ttft=sketch_of(one.ttft),
                 tpot=sketch_of(one.tpot),
                 num_tokens=one.num_tokens,
@@ -194,7 +172,7 @@ class Bucket:
 
     def ended(self) -> dict[Judged, Ended]:
         """The requests that ended, by class and what they were judged by."""
-        return {key: Ended(one.num, one.num_late, self.start) for key, one in self._classes.items()}
+        return {key: Ended(*one.counts.joint, self.start) for key, one in self._classes.items()}
 
 
 def kv_share(message: WorkerTelemetry) -> float:

@@ -35,13 +35,11 @@ from controlplane.telemetry.fleet import Fleet
 from controlplane.telemetry.promise import (
     METRICS,
     WINDOW_S,
-    Counts,
     Ended,
     Metric,
     Open,
     PromiseWindow,
     add_up,
-    breaks,
     budget_left,
     burn_rate,
     objective_of,
@@ -68,6 +66,8 @@ REQUEST_RATE_S: Final = 60.0
 START_RATE_S: Final = 30.0
 RESTART_GAP_S: Final = 2.0
 RESTART_WITHIN_S: Final = 60.0
+GATEWAY_LEARNS_S: Final = 2.0
+"""So long a gateway may still count its open requests by the objectives before."""
 LONG_WAIT: Final = 0.5
 """A wait of this share of the TTFT objective is long enough to explain why the first token came late."""
 HISTORY_S: Final = 3600.0
@@ -81,6 +81,7 @@ class _Broken:
     metric: Metric
     since: float
     burn: float
+    num_late: int
 
 
 class TelemetryFold:
@@ -115,17 +116,22 @@ class TelemetryFold:
 
     # What comes in
 
-    def set_policy(self, version: int, policy: Policy, colors: Mapping[str, int] | None = None) -> None:
-        """The live policy. `colors` are the classes' permanent indices; else they are numbered."""
+    def set_policy(
+        self,
+        version: int,
+        policy: Policy,
+        colors: Mapping[str, int] | None = None,
+        at: float | None = None,
+    ) -> None:
+        """The live policy, as seen at `at`. `colors` are the classes' permanent indices; else they are numbered."""
         self.policy_version, self.policy = version, policy
         self._colors.update(colors or {})
         for one in policy.classes:
             self._colors.setdefault(one.id, len(self._colors) % NUM_COLORS)
-            if window := self._windows.get(one.id):
-                window.set_policy(one)
-            else:
-                self._windows[one.id] = PromiseWindow(one)
-        self._windows = {one.id: self._windows[one.id] for one in policy.classes}
+        known = self._windows
+        self._windows = {
+            one.id: known[one.id].under(one, at) if one.id in known else PromiseWindow(one) for one in policy.classes
+        }
 
     def set_workers(self, infos: Mapping[str, WorkerInfo], leases: Mapping[str, float]) -> None:
         """What the workers announced under their own keys, and when their leases end."""
@@ -151,17 +157,34 @@ class TelemetryFold:
         for class_id, window in self._windows.items():
             self._restore_class(class_id, window, known, last)
 
+    def judged_otherwise_until(self, rollups: Iterable[Rollup]) -> float:
+        """The end of the last interval that holds requests judged by other objectives than today's.
+
+        The stream's requests until then were judged already: judging them again would count them twice.
+        """
+        today = {one.id: objectives_of(one) for one in self.policy.classes} if self.policy else {}
+        ends = (
+            one.started_at + POINT_S
+            for one in rollups
+            for row in one.classes
+            if today.get(row.class_id, row.objectives) != row.objectives
+        )
+        return max(ends, default=-math.inf)
+
     @staticmethod
     def _restore_class(class_id: str, window: PromiseWindow, known: list[Rollup], last: float) -> None:
         rows = [(one.started_at, row) for one in known for row in one.classes if row.class_id == class_id]
         judged = objectives_of(window.policy)
-        counted = [(start + POINT_S, row.counts) for start, row in rows if row.objectives == judged]
+        others = [start for start, row in rows if row.objectives != judged]
+        if others:
+            window.judged_since = others[-1] + POINT_S
+        # Since the objectives are what they are: earlier ones may have been the same, and others between.
+        mine = [(start, row) for start, row in rows if row.objectives == judged and start >= max(others, default=0)]
+        counted = [(start + POINT_S, row.counts) for start, row in mine]
         window.breakage.since = replay(counted, window.policy.slo.target)
-        for start, row in rows:
+        for start, row in mine:
             if start + POINT_S > last - WINDOW_S:
-                # Latencies are judged again here; whether both halves were met can no longer be told.
-                counts = row.counts if row.objectives == judged else Counts()
-                window.restore(start + POINT_S / 2, values(row.ttft), values(row.tpot), counts)
+                window.restore(start + POINT_S / 2, values(row.ttft), values(row.tpot), row.counts)
 
     def resume(self, halves: Iterable[BrokenHalf]) -> None:
         """Take up what another process knew of broken promises: since when and why. What recovered is dropped
@@ -285,13 +308,16 @@ class TelemetryFold:
         return any(one is not None and one.id == class_id for one in found)
 
     def _judge(self, now: float) -> None:
-        for class_id, window in self._windows.items():
-            window.open = self._open_misses(class_id, now)
+        for window in self._windows.values():
+            window.open = self._open_misses(window, now)
             window.judge(now)
         self._causes.follow(((one.class_id, one.metric, one.since) for one in self._broken()), now)
 
-    def _open_misses(self, class_id: str, now: float) -> Open:
-        """What the gateways that live last said of open requests of the class."""
+    def _open_misses(self, window: PromiseWindow, now: float) -> Open:
+        """What the gateways that live last said of open requests of the class, by the objectives of now."""
+        class_id, since = window.policy.id, window.judged_since
+        if since is not None and now < since + GATEWAY_LEARNS_S:
+            return Open()
         alive = [one for one in self._spoke.values() if now - one.at <= GATEWAY_LEASE_S]
         return Open(
             num_overdue=sum(self._of_class(one.overdue, class_id) for one in alive),
@@ -408,16 +434,16 @@ class TelemetryFold:
     def _broken(self) -> list[_Broken]:
         """Broken halves, the one that burns its budget fastest first."""
         broken = [
-            _Broken(class_id, window.policy.rank, metric, since, _burn(window, metric))
+            _Broken(class_id, window.policy.rank, metric, since, _burn(window), window.counts().of(metric)[1])
             for class_id, window in self._windows.items()
             for metric, since in window.breakage.since.items()
         ]
-        return sorted(broken, key=lambda one: (-one.burn, one.rank, one.metric != "ttft"))
+        return sorted(broken, key=lambda one: (-one.burn, one.rank, -one.num_late, one.metric != "ttft"))
 
     def _broken_verdict(self, broken: list[_Broken], now: float) -> Verdict:
         assert self.policy is not None
         worst = broken[0]
-        num, num_late = _blamed_counts(self._windows[worst.class_id], worst.metric)
+        num, num_late = self._windows[worst.class_id].counts().joint
         where = (worst.class_id, worst.metric)
         return Verdict(
             kind="broken",
@@ -436,7 +462,7 @@ class TelemetryFold:
         """Kept; names the half that is nearest to being broken."""
         pairs = [(window, metric) for window in self._windows.values() for metric in METRICS]
         window, metric = max(pairs, key=lambda pair: pair[0].closeness(pair[1]))
-        if window.closeness(metric) == -math.inf:
+        if window.closeness(metric)[0] == -math.inf:
             return Verdict(kind="kept")
         state = window.state(metric)
         return Verdict(
@@ -449,16 +475,16 @@ class TelemetryFold:
         )
 
 
-def _blamed_counts(window: PromiseWindow, metric: Metric) -> tuple[int, int]:
-    """(samples, late ones): of the half itself where it misses the target alone, else of both together."""
-    counts, target = window.counts(), window.policy.slo.target
-    if not breaks(*counts.of(metric), target) and breaks(counts.num, counts.num_late, target):
-        return counts.num, counts.num_late
-    return counts.of(metric)
+def _budget_since(ended: Ended | None, judged_since: float | None) -> float | None:
+    """When the budget's first request ended, as an interval says; to the second where the objectives just changed."""
+    if ended is None:
+        return None
+    is_same = judged_since is not None and ended.since > judged_since - POINT_S
+    return judged_since if is_same else ended.since
 
 
-def _burn(window: PromiseWindow, metric: Metric) -> float:
-    return burn_rate(*_blamed_counts(window, metric), window.policy.slo.target) or 0.0
+def _burn(window: PromiseWindow) -> float:
+    return burn_rate(*window.counts().joint, window.policy.slo.target) or 0.0
 
 
 class _Context:
@@ -483,6 +509,7 @@ class _Context:
         rows = self.rows.get(one.id, [])
         parked = [row for row in rows if row.state == "parked"]
         ended = fold._judged_in_budget(one, self.now)
+        judged_since = window.begins_at(self.now)
         times = [self.now - row.parked_at for row in parked if row.parked_at is not None]
         return ClassLive(
             id=one.id,
@@ -500,8 +527,9 @@ class _Context:
             num_late=counts.num_late,
             num_overdue=window.open.num_overdue,
             budget_left=budget_left(ended.num, ended.num_late, target) if ended else None,
-            budget_since=ended.since if ended else None,
-            burn_rate=burn_rate(counts.num, counts.num_late, target),
+            budget_since=_budget_since(ended, judged_since),
+            burn_rate=burn_rate(*counts.joint, target),
+            judged_since=judged_since,
             share_due=one.weight / self.weights,
             share_got=self.service.get(one.id, 0.0) / served if served else None,
             waiting=waiting_view(self.mirror.get(one.id), self.doors),

@@ -139,8 +139,9 @@ class Folder:
         """History from the roll-ups up to where the stream's tail begins, then the tail as if it came now."""
         await self._refresh()
         tail = [message async for message in self._source.read_new()]
+        stored = await self._archive.rollups(self.now() - RESTORE_S)
         begin = start_of(tail[0].at) + POINT_S if tail else self.now()
-        self.fold.restore(await self._archive.rollups(self.now() - RESTORE_S), before=begin)
+        self.fold.restore(stored, before=max(begin, self.fold.judged_otherwise_until(stored)))
         self._replay(tail)
         self.fold.resume(await self._source.broken())
         await self._refresh_budget()
@@ -184,7 +185,7 @@ class Folder:
 
     async def _set_policy(self, version: int, policy: Policy) -> None:
         colors = await self._archive.colors([one.id for one in policy.classes])
-        self.fold.set_policy(version, policy, colors)
+        self.fold.set_policy(version, policy, colors, at=self.now())
 
     async def _refresh_budget(self) -> None:
         if budget := await self._archive.budget(self.now()):

@@ -1,11 +1,14 @@
 """A class's promise over the exact window: who was late, whether it is broken, and since when.
 
 The promise is joint: at least `target` of the requests meet the TTFT *and* the TPOT objective (and the
-end-to-end objective where there is one). A request without a second token has no TPOT and meets it; one that
-failed meets nothing; one that its client cancelled is not counted, unless it had missed its TTFT objective by
-then. A request that waits for its first token beyond the TTFT objective has missed it already: it is late from
-that instant on (`Open`), and the same miss when its first token comes and when it ends. Everything in the window
-is judged by the policy of now, so that figures, charts and verdict speak of the same objective after a change.
+end-to-end objective where there is one). Every count is over the same requests, those that are *judged*: they have
+ended, or have missed their TTFT objective already and are open (`Open`). One that waits beyond the objective is late
+from that instant on, and stays the same miss when its first token comes and when it ends. A request without a second
+token has no TPOT and meets it; one that failed meets nothing; one that its client cancelled is not judged, unless
+it had missed its TTFT objective by then; neither is one whose times nobody has, as its gateway died.
+
+A request is judged by the objectives that hold when it ends, once. When they change, the window begins anew
+(`judged_since`): what was judged by other objectives says nothing of these, here as in the error budget.
 
 One half (`ttft`, `tpot`) *breaks* when
 - its own attainment is below the target, or
@@ -22,7 +25,8 @@ from __future__ import annotations
 import math
 from bisect import bisect_right, insort
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
+from functools import reduce
 from typing import Final, Literal
 
 from controlplane.telemetry.schema import Objective, PromiseState
@@ -69,29 +73,32 @@ def objectives_of(one: ClassPolicy) -> str:
     return f"{slo.ttft_s:g}/{slo.tpot_s:g}/{'-' if slo.e2e_s is None else f'{slo.e2e_s:g}'}"
 
 
-def is_late(sample: LatencySample, one: ClassPolicy) -> bool | None:
-    """Whether an ended request missed its promise; None for one that does not count."""
-    if sample.outcome == "cancelled":
-        return True if _waited_s(sample) > one.slo.ttft_s else None
-    if sample.met is None:
-        return None
-    if sample.outcome == "failed":
-        return True
-    if sample.ttft_s is None:
-        return not sample.met
+def judged(sample: LatencySample, one: ClassPolicy) -> Counts | None:
+    """What an ended request counts as; None for one that is not judged."""
     slo = one.slo
-    limits = ((sample.ttft_s, slo.ttft_s), (sample.tpot_s, slo.tpot_s), (sample.e2e_s, slo.e2e_s))
-    return any(value is not None and limit is not None and value > limit for value, limit in limits)
+    ttft_late = _waited_s(sample) > slo.ttft_s
+    tpot_late = sample.tpot_s is not None and sample.tpot_s > slo.tpot_s
+    if sample.outcome == "cancelled":
+        late = ttft_late
+    elif sample.met is None:
+        return None
+    elif sample.outcome == "failed":
+        late = True
+    elif sample.ttft_s is None:
+        late = not sample.met
+    else:
+        e2e_late = None not in (slo.e2e_s, sample.e2e_s) and (sample.e2e_s or 0.0) > (slo.e2e_s or 0.0)
+        late = ttft_late or tpot_late or e2e_late
+    if sample.outcome == "cancelled" and not late:
+        return None
+    return Counts(1, late, late and ttft_late, late and tpot_late)
 
 
 def _waited_s(sample: LatencySample) -> float:
-    """How long an ended request waited for its first token, or for its end without one."""
-    return (sample.e2e_s or 0.0) if sample.ttft_s is None else sample.ttft_s
-
-
-def unserved_s(sample: LatencySample) -> float | None:
-    """How long an ended request waited that never got a first token; None for any other."""
-    return sample.e2e_s if sample.ttft_s is None else None
+    """How long an ended request is known to have waited for its first token, or for its end without one."""
+    if sample.ttft_s is not None:
+        return sample.ttft_s
+    return 0.0 if sample.num_output_tokens else sample.e2e_s or 0.0
 
 
 def burn_rate(num: int, num_late: int, target: float) -> float | None:
@@ -149,19 +156,28 @@ def add_up(many: Iterable[Ended]) -> Ended | None:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Samples and how many of them were late: `ttft` by first tokens, the others by ended requests."""
+    """Judged requests, and how many of them were late: by anything, by TTFT, by TPOT."""
 
     num: int = 0
     num_late: int = 0
-    num_ttft: int = 0
     num_ttft_late: int = 0
-    num_tpot: int = 0
     num_tpot_late: int = 0
 
+    def plus(self, other: Counts, sign: int = 1) -> Counts:
+        """The sum, or with `sign` −1 the difference."""
+        return Counts(
+            self.num + sign * other.num,
+            self.num_late + sign * other.num_late,
+            self.num_ttft_late + sign * other.num_ttft_late,
+            self.num_tpot_late + sign * other.num_tpot_late,
+        )
+
+    @property
+    def joint(self) -> tuple[int, int]:
+        return self.num, self.num_late
+
     def of(self, metric: Metric) -> tuple[int, int]:
-        if metric == "ttft":
-            return self.num_ttft, self.num_ttft_late
-        return self.num_tpot, self.num_tpot_late
+        return self.num, self.num_ttft_late if metric == "ttft" else self.num_tpot_late
 
     def blamed(self) -> Metric:
         """The half that answers for a joint miss."""
@@ -191,12 +207,12 @@ class Breakage:
 
     @staticmethod
     def _breaks(metric: Metric, counts: Counts, target: float) -> bool:
-        joint = breaks(counts.num, counts.num_late, target) and counts.blamed() == metric
+        joint = breaks(*counts.joint, target) and counts.blamed() == metric
         return joint or breaks(*counts.of(metric), target)
 
     @staticmethod
     def _recovers(metric: Metric, counts: Counts, target: float) -> bool:
-        joint = recovers(counts.num, counts.num_late, target) or counts.blamed() != metric
+        joint = recovers(*counts.joint, target) or counts.blamed() != metric
         return joint and recovers(*counts.of(metric), target)
 
 
@@ -204,33 +220,36 @@ class Breakage:
 class _Ended:
     at: float
     request_id: str
-    late: bool = field(compare=False)
-    sample: LatencySample | None = field(compare=False, default=None)
+    counts: Counts = field(compare=False)
 
 
 class PromiseWindow:
-    """The samples of one class over the window, judged by its policy."""
+    """The samples of one class over the window, judged by one set of objectives.
 
-    def __init__(self, one: ClassPolicy) -> None:
+    `judged_since` is when they came to hold; None where that is not known, or never was different.
+    """
+
+    def __init__(self, one: ClassPolicy, judged_since: float | None = None) -> None:
         self.policy = one
+        self.judged_since = judged_since
         self.ttft = SampleWindow(WINDOW_S)
         self.tpot = SampleWindow(WINDOW_S)
-        self.unserved = SampleWindow(WINDOW_S)
         self.open = Open()
         self.breakage = Breakage()
         self._ended: list[_Ended] = []
-        self._num_late = 0
+        self._sum = Counts()
 
-    def set_policy(self, one: ClassPolicy) -> None:
-        """Judge the window again. Restored samples, known by their count only, keep their judgement."""
+    def under(self, one: ClassPolicy, at: float | None) -> PromiseWindow:
+        """This window where the class's objectives are the same in a new policy, else an empty one from `at` on."""
+        if objectives_of(one) != objectives_of(self.policy):
+            return PromiseWindow(one, at)
         self.policy = one
-        self._ended = [self._judged(entry) for entry in self._ended]
-        self._num_late = sum(entry.late for entry in self._ended)
+        return self
 
-    def _judged(self, entry: _Ended) -> _Ended:
-        if entry.sample is None:
-            return entry
-        return _Ended(entry.at, entry.request_id, bool(is_late(entry.sample, self.policy)), entry.sample)
+    def begins_at(self, now: float) -> float | None:
+        """Where the window is cut short: when the objectives changed, if that is within it; else None."""
+        recent = self.judged_since is not None and self.judged_since > now - WINDOW_S
+        return self.judged_since if recent else None
 
     def add_first_token(self, sample: LatencySample) -> None:
         if sample.ttft_s is not None:
@@ -239,37 +258,27 @@ class PromiseWindow:
     def add_finished(self, sample: LatencySample) -> None:
         if sample.tpot_s is not None:
             self.tpot.add(sample.at, sample.tpot_s)
-        if (waited_s := unserved_s(sample)) is not None:
-            self.unserved.add(sample.at, waited_s)
-        late = is_late(sample, self.policy)
-        if late is not None:
-            self._insert(_Ended(sample.at, sample.request_id, late, sample))
+        if counts := judged(sample, self.policy):
+            self._insert(_Ended(sample.at, sample.request_id, counts))
 
     def restore(self, at: float, ttft: Iterable[float], tpot: Iterable[float], counts: Counts) -> None:
-        """Take samples that only a roll-up remembers, all at one instant.
-
-        What its counts have in first tokens beyond `ttft` never got one, and was late.
-        """
-        known = list(ttft)
-        for value in known:
+        """Take samples that only a roll-up remembers, all at one instant."""
+        for value in ttft:
             self.ttft.add(at, value)
-        for _ in range(counts.num_ttft - len(known)):
-            self.unserved.add(at, math.inf)
         for value in tpot:
             self.tpot.add(at, value)
-        for number in range(counts.num):
-            self._insert(_Ended(at, f"restored-{number}", number < counts.num_late))
+        self._insert(_Ended(at, "restored", counts))
 
     def _insert(self, entry: _Ended) -> None:
         insort(self._ended, entry)
-        self._num_late += entry.late
+        self._sum = self._sum.plus(entry.counts)
 
     def move_to(self, now: float) -> None:
         self.ttft.move_to(now)
         self.tpot.move_to(now)
-        self.unserved.move_to(now)
         old = bisect_right(self._ended, now - WINDOW_S, key=lambda entry: entry.at)
-        self._num_late -= sum(entry.late for entry in self._ended[:old])
+        for entry in self._ended[:old]:
+            self._sum = self._sum.plus(entry.counts, -1)
         del self._ended[:old]
 
     def judge(self, now: float) -> None:
@@ -278,20 +287,8 @@ class PromiseWindow:
         self.breakage.judge(self.counts(), self.policy.slo.target, now)
 
     def counts(self) -> Counts:
-        slo, missed = self.policy.slo, self.open.num_missed
-        return Counts(
-            num=len(self._ended) + missed,
-            num_late=self._num_late + missed,
-            num_ttft=len(self.ttft) + self._num_without_token,
-            num_ttft_late=self.ttft.num_above(slo.ttft_s) + self._num_without_token,
-            num_tpot=len(self.tpot),
-            num_tpot_late=self.tpot.num_above(slo.tpot_s),
-        )
-
-    @property
-    def _num_without_token(self) -> int:
-        """First tokens that are late and have not come: those still awaited, and those that never came."""
-        return self.open.num_overdue + self.unserved.num_above(self.policy.slo.ttft_s)
+        missed = self.open.num_missed
+        return self._sum.plus(Counts(missed, missed, missed))
 
     def state(self, metric: Metric) -> PromiseState:
         num, num_late = self.counts().of(metric)
@@ -304,15 +301,19 @@ class PromiseWindow:
             attainment=1 - num_late / num if num else None,
         )
 
-    def closeness(self, metric: Metric) -> float:
-        """The percentile at the target itself over the objective; −∞ without samples.
+    def closeness(self, metric: Metric) -> tuple[float, float]:
+        """How near a half is to its limit, to be compared: by the share that was late, which judges, then by latency.
 
-        It is over 1 exactly where the attainment is below the target, whatever percentile governs.
+        The first is over 1 exactly where the attainment is below the target; the second is the percentile at the
+        target over the objective. Both −∞ without samples.
         """
-        slo = self.policy.slo
+        slo, counts = self.policy.slo, self.counts()
         window, limit = (self.ttft, slo.ttft_s) if metric == "ttft" else (self.tpot, slo.tpot_s)
-        value = window.percentile(slo.target, self._num_without_token if metric == "ttft" else 0)
-        return -math.inf if value is None else value / limit
+        value = window.percentile(slo.target)
+        if value is None and not counts.num:
+            return -math.inf, -math.inf
+        late = burn_rate(*counts.of(metric), slo.target) or 0.0
+        return round(late, 9), (value or 0.0) / limit
 
 
 def replay(rows: Iterable[tuple[float, Counts]], target: float) -> dict[Metric, float]:
@@ -327,5 +328,4 @@ def replay(rows: Iterable[tuple[float, Counts]], target: float) -> dict[Metric, 
 
 def total(many: Iterable[Counts]) -> Counts:
     """The counts of several intervals together."""
-    known = list(many)
-    return Counts(**{one.name: sum(getattr(counts, one.name) for counts in known) for one in fields(Counts)})
+    return reduce(Counts.plus, many, Counts())

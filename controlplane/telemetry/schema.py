@@ -87,8 +87,9 @@ class ClassLive(Struct, frozen=True, kw_only=True):
     `num_judged` requests of the window, ended or open, have met or missed the promise; of them `num_overdue` still
     wait for a first token and have missed it already.
 
-    `budget_since`: when the oldest request ended that counts in the budget: 30 days ago, or since the objectives
-    are what they are.
+    `judged_since`: when the objectives changed, where that is within the window: what they did not judge is in no
+    figure. `budget_since`: when the oldest request ended that counts in the budget: 30 days ago, or since the
+    objectives are what they are.
     """
 
     id: str
@@ -105,6 +106,7 @@ class ClassLive(Struct, frozen=True, kw_only=True):
     num_judged: int
     num_late: int
     num_overdue: int
+    judged_since: float | None
     budget_left: float | None
     budget_since: float | None
     burn_rate: float | None
@@ -177,7 +179,7 @@ class Cause(Struct, frozen=True, kw_only=True):
 
 
 class Verdict(Struct, frozen=True, kw_only=True):
-    """The page's first sentence, as data.
+    """The page's first sentence, as data. Its figures are the class's: of one half where the promise is kept.
 
     `kept` names the half nearest its limit, if any has samples. `broken` names the half that burns its budget
     fastest; `num_more` counts the other broken halves; no event explains it when `causes` is empty: say so.

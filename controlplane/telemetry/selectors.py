@@ -46,9 +46,7 @@ def _class_rollup(row: LatencyRollup) -> ClassRollup:
         counts=Counts(
             num=row.num_ended,
             num_late=row.num_late,
-            num_ttft=row.num_ttft,
             num_ttft_late=row.num_ttft_late,
-            num_tpot=row.num_tpot,
             num_tpot_late=row.num_tpot_late,
         ),
         ttft=sketch.from_json(row.ttft),

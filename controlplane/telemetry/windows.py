@@ -65,17 +65,9 @@ class SampleWindow:
     def percentiles(self) -> Percentiles:
         return percentiles(self._by_value)
 
-    def percentile(self, share: float, num_beyond: int = 0) -> float | None:
-        """The nearest-rank percentile of any share, with so many more samples that are beyond all measure."""
-        num = len(self._by_value)
-        if not num + num_beyond:
-            return None
-        rank = _rank(share, num + num_beyond)
-        return self._by_value[rank - 1] if rank <= num else math.inf
-
-    def num_above(self, limit: float) -> int:
-        """How many samples are greater than `limit`."""
-        return len(self._by_value) - bisect_right(self._by_value, limit)
+    def percentile(self, share: float) -> float | None:
+        """The nearest-rank percentile of any share."""
+        return nearest_rank(self._by_value, share)
 
 
 class SlidingSum:

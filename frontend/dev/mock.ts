@@ -1,5 +1,5 @@
 // A stand-in for the control plane, for work on the pages alone: `npm run dev:mock`. Never part of a build.
-// `GET /mock/<scenario>` changes what it plays: broken, wordy, no-cause, calm, silent, empty, no-worker, gap; `drop` cuts every
+// `GET /mock/<scenario>` changes what it plays: broken, wordy, changed, no-cause, calm, silent, empty, no-worker, gap; `drop` cuts every
 // socket, `refuse` and `accept` say what happens to new ones, `other-editor` publishes as somebody else.
 
 import { createHash } from 'node:crypto';

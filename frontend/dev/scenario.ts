@@ -2,7 +2,7 @@
 
 import type { Cell, ClassLive, Decision, LiveSnapshot, Percentiles, Point, TenantWaiting, WaitingView, WorkerLive } from '../src/api/live';
 
-type Scenario = 'broken' | 'calm' | 'silent' | 'empty' | 'no-worker' | 'no-cause' | 'gap' | 'wordy';
+type Scenario = 'broken' | 'calm' | 'silent' | 'empty' | 'no-worker' | 'no-cause' | 'gap' | 'wordy' | 'changed';
 let scenario: Scenario = 'broken';
 let silentSince = 0;
 let number = 0;
@@ -55,7 +55,7 @@ function spread(governing: number, jitter: number): Percentiles {
 
 /** `wordy` is a broken promise about which everything has the most to say. */
 function hasBroken(): boolean {
-  return scenario === 'broken' || scenario === 'no-cause' || scenario === 'wordy';
+  return scenario === 'broken' || scenario === 'no-cause' || scenario === 'wordy' || scenario === 'changed';
 }
 
 function breach(at: number): number {
@@ -115,8 +115,9 @@ function classLive(shape: Shape, now: number): ClassLive {
     num_judged: isEmpty ? 0 : 3604,
     num_late: isBroken ? 317 : 4,
     num_overdue: isEmpty ? 0 : late,
+    judged_since: scenario === 'changed' ? now - 120 : null,
     budget_left: isEmpty ? null : isBroken ? 0.38 : 0.86,
-    budget_since: isEmpty ? null : now - 30 * 86_400,
+    budget_since: isEmpty ? null : scenario === 'changed' ? now - 120 : now - 30 * 86_400,
     burn_rate: isEmpty ? null : isBroken ? 8.8 : 0.3,
     share_due: shape.weight / 100,
     share_got: isEmpty ? null : [0.44, 0.46, 0.1][shape.rank]!,
@@ -235,6 +236,7 @@ function verdict(now: number): LiveSnapshot['verdict'] {
     case 'broken':
     case 'no-cause':
     case 'wordy':
+    case 'changed':
       return {
         ...base,
         kind: 'broken',

@@ -12,15 +12,15 @@ from controlplane.telemetry.schema import Verdict
 from scheduler_worker.core.policy import Policy
 from scheduler_worker.protocol.messages import EventRecord
 from scheduler_worker.protocol.reasons import render
-from tests.telemetry.builders import T0, ended, event, first, fold, gateway, load, policy, row, seen, worker
+from tests.telemetry.builders import T0, ended, event, fold, gateway, load, policy, row, seen, worker
 
 
 def broken_by(*events: EventRecord) -> Verdict:
     """The verdict when high's TTFT breaks at 100 s and the events happened before or after."""
     one = fold()
-    late = tuple(first(99 + n / 100, 0.5) for n in range(30))
+    late = tuple(ended(99 + n / 100, 0.5) for n in range(30))
     one.take(worker(100, events=events))
-    one.take(gateway(100, first_tokens=late))
+    one.take(gateway(100, finished=late))
     one.tick(T0 + 100)
     one.take(worker(130))
     return seen(one, 130).verdict
@@ -148,7 +148,7 @@ def test_a_cause_is_known_for_as_long_as_the_promise_stays_broken() -> None:
     one = fold()
     one.take(worker(95, events=(event(95, "not_preempted", "class_may_not_yield"),)))
     for at in range(100, 2_000, 10):  # events are forgotten after 900 s
-        one.take(gateway(at, first_tokens=tuple(first(at + n / 10, 0.5) for n in range(10))))
+        one.take(gateway(at, finished=tuple(ended(at + n / 10, 0.5) for n in range(10))))
         one.take(worker(at))
         one.tick(T0 + at)
     assert [cause.at - T0 for cause in seen(one, 1_991).verdict.causes] == [95]
@@ -156,12 +156,12 @@ def test_a_cause_is_known_for_as_long_as_the_promise_stays_broken() -> None:
 
 def test_a_process_that_takes_over_knows_since_when_and_why() -> None:
     before = fold()
-    late = tuple(first(99 + n / 100, 0.5) for n in range(30))
+    late = tuple(ended(99 + n / 100, 0.5) for n in range(30))
     before.take(worker(95, events=(event(95, "not_preempted", "class_may_not_yield"),)))
-    before.take(gateway(100, first_tokens=late))
+    before.take(gateway(100, finished=late))
     before.tick(T0 + 100)
     after = fold()
-    after.take(gateway(100, first_tokens=late))
+    after.take(gateway(100, finished=late))
     after.take(worker(130))
     after.resume(before.broken_halves())
     verdict = seen(after, 130).verdict
@@ -171,7 +171,7 @@ def test_a_process_that_takes_over_knows_since_when_and_why() -> None:
 def test_a_promise_that_recovered_meanwhile_is_not_taken_up_as_broken() -> None:
     one = fold()
     one.take(worker(130))
-    one.take(gateway(130, first_tokens=tuple(first(129 + n / 100, 0.05) for n in range(30))))
+    one.take(gateway(130, finished=tuple(ended(129 + n / 100, 0.05) for n in range(30))))
     one.resume([BrokenHalf(class_id="high", metric="ttft", since=T0 + 100)])
     assert seen(one, 130).verdict.kind == "kept"
 
@@ -184,7 +184,7 @@ def broken_while_waiting(oldest_wait_s: float, num_running: int, **fields: Any) 
     one.take(worker(99, num_running=num_running, rows=rows, classes=(waiting,), **fields))
     one.tick(T0 + 99)
     one.take(worker(100))
-    one.take(gateway(100, first_tokens=tuple(first(99 + n / 100, 0.5) for n in range(30))))
+    one.take(gateway(100, finished=tuple(ended(99 + n / 100, 0.5) for n in range(30))))
     one.tick(T0 + 100)
     return one
 
@@ -227,7 +227,7 @@ def test_slots_that_were_free_on_another_worker_explain_nothing() -> None:
     full = {"num_running": 8, "classes": (load("high", 4, oldest_wait_s=1.0),)}
     one.take(worker(99, "gpu0", **full))
     one.take(worker(99, "gpu1", num_running=3))
-    one.take(gateway(100, first_tokens=tuple(first(99 + n / 100, 0.5) for n in range(30))))
+    one.take(gateway(100, finished=tuple(ended(99 + n / 100, 0.5) for n in range(30))))
     one.tick(T0 + 100)
     assert seen(one, 100).verdict.causes == ()
 

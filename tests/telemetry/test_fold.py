@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from controlplane.telemetry.promise import Ended
+from controlplane.telemetry.schema import LiveSnapshot
 from scheduler_worker.core.policy import Policy
 from scheduler_worker.protocol.messages import Device
 from tests.telemetry.builders import (
@@ -307,7 +308,7 @@ def test_a_restored_fold_remembers_since_when_a_promise_is_broken() -> None:
     old, new = fold(), fold()
     for second in range(60):
         ttft_s = 0.5 if second >= 30 else 0.05
-        old.take(gateway(second + 1, first_tokens=tuple(first(second + n / 10, ttft_s) for n in range(10))))
+        old.take(gateway(second + 1, finished=tuple(ended(second + n / 10, ttft_s) for n in range(10))))
         old.tick(T0 + second + 1)
     new.restore(old.close_rollups(T0 + 100), before=T0 + 100)
     since_old = class_of(seen(old, 61)).ttft_state.broken_since
@@ -394,8 +395,25 @@ def test_a_restored_fold_does_not_hold_old_judgements_against_new_objectives() -
         late = tuple(ended(second + n / 10, ttft_s=2.0) for n in range(10))
         old.take(gateway(second + 1, first_tokens=late, finished=late))
     new.restore(old.close_rollups(T0 + 100), before=T0 + 100)
-    assert class_of(seen(new, 61)).ttft_state.kept
-    assert class_of(seen(new, 61)).num_late == 0
+    card = class_of(seen(new, 61))
+    assert card.ttft_state.kept
+    assert (card.num_judged, card.ttft.num, card.judged_since) == (0, 0, T0 + 60)
+
+
+def test_a_restored_fold_shows_what_the_old_one_showed_of_changed_objectives() -> None:
+    old, new = fold(), fold(relaxed())
+    messages = [gateway(second, finished=(ended(second - 0.5, 2.0),)) for second in range(1, 61)]
+    for message in messages[:25]:
+        old.take(message)
+    old.set_policy(42, relaxed(), at=T0 + 25)
+    for message in messages[25:]:
+        old.take(message)
+    rollups = old.close_rollups(T0 + 50)  # as far as 40 s
+    new.restore(rollups, before=max(T0 + 10, new.judged_otherwise_until(rollups)))
+    for message in messages:  # the stream still has them all
+        new.take(message)
+    shown = [class_of(seen(one, 61)) for one in (old, new)]
+    assert [(card.num_judged, card.num_late) for card in shown] == [(35, 0)] * 2
 
 
 # Verdicts
@@ -442,6 +460,57 @@ def test_a_gateways_last_word_on_what_waits_counts() -> None:
     assert (card.num_overdue, card.num_late, card.ttft_state.num_late) == (0, 1, 1)
 
 
+def figures(snapshot: LiveSnapshot) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(requests, late ones) of the verdict and of its class's card."""
+    verdict = snapshot.verdict
+    card = class_of(snapshot, verdict.class_id or "")
+    return (verdict.num_requests, verdict.num_late), (card.num_judged, card.num_late)
+
+
+def test_verdict_and_card_count_the_same_requests_while_some_run_and_some_wait() -> None:
+    one = fold()
+    one.take(worker(1))
+    begun = tuple(first(n / 100, 0.5 if n < 30 else 0.05) for n in range(90))
+    done = tuple(ended(n / 100, 0.5 if n < 30 else 0.05, 0.5 if n < 10 else 0.01) for n in range(60))
+    one.take(gateway(1, first_tokens=begun, finished=done, overdue={"high": 7}, missed={"high": 7}))
+    of_verdict, of_card = figures(seen(one, 1))
+    assert of_verdict == of_card == (67, 37)
+
+
+def test_after_a_restart_an_adopted_answer_leaves_badge_and_attainment_at_one() -> None:
+    one = fold()
+    one.take(worker(1))
+    unknown = {"class_id": "low", "ttft_s": None, "tpot_s": None, "met": None, "num_output_tokens": 9}
+    good = tuple(ended(n / 10, 0.5, 0.05, "low") for n in range(8))
+    one.take(gateway(1, finished=good + tuple(ended(n, e2e_s=30.0, **unknown) for n in range(3))))
+    card = class_of(seen(one, 1), "low")
+    assert (card.ttft_state.kept, card.ttft_state.num_late, card.num_late, card.num_judged) == (True, 0, 0, 8)
+
+
+def test_after_the_objectives_changed_every_figure_counts_since_then() -> None:
+    one = fold()
+    one.take(worker(1))
+    one.take(gateway(1, finished=tuple(ended(n / 100, 2.0) for n in range(30))))  # late by the old ones
+    broken = seen(one, 2).verdict.kind
+    one.set_policy(42, relaxed(), at=T0 + 3)
+    one.take(gateway(4, finished=(ended(4, ttft_s=2.0),)))
+    snapshot = seen(one, 4)
+    card = class_of(snapshot)
+    assert (broken, snapshot.verdict.kind) == ("broken", "kept")
+    assert (card.num_judged, card.num_late, card.ttft.num, card.budget_left) == (1, 0, 0, 1.0)
+    assert (card.judged_since, card.budget_since) == (T0 + 3, T0 + 3)
+
+
+def test_what_waits_is_judged_by_new_objectives_once_the_gateways_know_them() -> None:
+    one = fold()
+    one.take(worker(1))
+    one.set_policy(42, relaxed(), at=T0 + 3)
+    one.take(gateway(3.2, overdue={"high": 5}, missed={"high": 5}))  # still by the old ones
+    early = class_of(seen(one, 3.2)).num_late
+    one.take(gateway(5.2, overdue={"high": 1}, missed={"high": 1}))
+    assert (early, class_of(seen(one, 5.2)).num_late) == (0, 1)
+
+
 def test_what_waits_in_a_retired_class_is_late_in_the_one_that_serves_it() -> None:
     live = policy(retired={"urgent": "high"})
     one = fold(live)
@@ -461,9 +530,10 @@ def test_the_kept_verdict_names_the_promise_nearest_its_limit() -> None:
 def test_the_broken_verdict_leads_with_the_fastest_burn() -> None:
     one = fold()
     one.take(worker(1))
-    high = tuple(first(n / 100, 0.5 if n < 4 else 0.05) for n in range(100))  # 4 % late of 1 %: 4 ×
-    low = tuple(first(n / 100, 5.0 if n < 60 else 0.5, "low") for n in range(100))  # 60 % of 10 %: 6 ×
-    one.take(gateway(1, first_tokens=high + low))
+    high = tuple(ended(n / 100, 0.5 if n < 4 else 0.05) for n in range(100))  # 4 % late of 1 %: 4 ×
+    # 60 % of 10 %: 6 ×
+    low = tuple(ended(n / 100, 5.0 if n < 60 else 0.5, class_id="low") for n in range(100))
+    one.take(gateway(1, finished=high + low))
     verdict = seen(one, 1).verdict
     assert (verdict.kind, verdict.class_id, verdict.num_late, verdict.num_requests, verdict.num_more) == (
         "broken", "low", 60, 100, 1,

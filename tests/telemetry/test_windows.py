@@ -55,13 +55,6 @@ def test_what_is_as_old_as_the_window_is_forgotten(
     )
 
 
-@given(st.lists(latencies), latencies)
-def test_late_are_those_above_the_limit_and_not_those_at_it(values: list[float], limit: float) -> None:
-    window = SampleWindow(300)
-    for value in [*values, limit]:
-        window.add(0, value)
-    assert window.num_above(limit) == sum(value > limit for value in values)
-
 
 def test_a_rate_over_less_than_the_window_divides_by_the_time_there_was() -> None:
     tokens = SlidingSum(10)

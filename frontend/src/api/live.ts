@@ -67,6 +67,7 @@ export interface ClassLive {
   num_judged: number;
   num_late: number;
   num_overdue: number;
+  judged_since: number | null;
   budget_left: number | null;
   budget_since: number | null;
   burn_rate: number | null;

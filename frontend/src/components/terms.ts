@@ -11,7 +11,7 @@ export const TERMS = {
   ],
   attainment: [
     'Attainment',
-    'Share of requests that met both objectives of their class, TTFT and TPOT. The promise names the share that must.',
+    'Share of requests that met both objectives of their class, TTFT and TPOT. The promise names the share that must. It counts the last five minutes; when objectives change, it starts over.',
   ],
   budget: [
     'Error budget',

@@ -22,6 +22,7 @@ export function aClass(id: string, changes: Partial<ClassLive> = {}): ClassLive 
     num_judged: 400,
     num_late: 2,
     num_overdue: 0,
+    judged_since: null,
     budget_left: 0.71,
     budget_since: NOW - 30 * 86_400,
     burn_rate: 0.4,

@@ -7,6 +7,7 @@ import {
   budgetSpan,
   burnLine,
   isLate,
+  judgedSpanShort,
   noWorkerLine,
   othersLine,
   promised,
@@ -17,6 +18,11 @@ import {
 } from './verdict';
 
 const BROKEN = aVerdict({ kind: 'broken', class_id: 'high', metric: 'ttft', since: NOW - 260, num_late: 317, num_requests: 3604, attainment: 0.91204 });
+function fact(...told: Parameters<typeof brokenFact>): string {
+  const { lead, late: num, of, end } = brokenFact(...told);
+  return `${lead}${num} of ${of}${end}`;
+}
+
 const late = { kept: false, broken_since: NOW - 260, num_late: 317, num_requests: 3604, attainment: 0.912 };
 
 describe('a broken promise', () => {
@@ -29,17 +35,17 @@ describe('a broken promise', () => {
   });
 
   it('says what was measured, over which window, of how many', () => {
-    expect(brokenFact(BROKEN, aClass('high', { tpot_state: late }), 300)).toBe('Last 5 min: 91.2 %; 317 of 3,604 came late.');
+    expect(fact(BROKEN, aClass('high', { tpot_state: late }))).toBe('Last 5 min: 91.2 %; 317 of 3,604 came late.');
   });
 
   it('says how many of the late ones still wait', () => {
-    expect(brokenFact(BROKEN, aClass('high', { num_overdue: 13 }), 300)).toBe('Last 5 min: 91.2 %; 317 of 3,604 came late, 13 still waiting.');
+    expect(fact(BROKEN, aClass('high', { num_overdue: 13 }))).toBe('Last 5 min: 91.2 %; 317 of 3,604 came late, 13 still waiting.');
   });
 
   it('says that it recovers, and from where on it is kept, instead of contradicting its share', () => {
     const state = { ...late, attainment: 0.9902 };
     const high = aClass('high', { attainment: 0.9902, tpot_state: state });
-    expect(brokenFact({ ...BROKEN, attainment: 0.9902, num_late: 4, num_requests: 410 }, high, 300)).toBe(
+    expect(fact({ ...BROKEN, attainment: 0.9902, num_late: 4, num_requests: 410 }, high)).toBe(
       'Last 5 min: 99 %; 4 of 410 came late. Recovering: kept again from 99.1 %.',
     );
     expect(promiseLine(high, NOW, false)).toBe('TPOT broken 4 min 20 s, recovering');
@@ -146,6 +152,22 @@ describe('the error budget', () => {
     expect(budgetSpan(aClass('high'), NOW)).toBe('30 d');
     expect(budgetSpan(aClass('high', { budget_since: NOW - 3600 }), NOW)).toBe('since 02:12 UTC');
     expect(budgetSpan(aClass('high', { budget_since: NOW - 86_400 }), NOW)).toBe('since 23 Nov');
+  });
+});
+
+describe('figures since the objectives changed', () => {
+  const high = aClass('high', { judged_since: NOW - 126, budget_since: NOW - 126 });
+
+  it('are said to be of then, in the verdict, on the card and of the budget', () => {
+    expect(fact(BROKEN, high)).toBe('Since the objectives changed at 03:10 UTC: 91.2 %; 317 of 3,604 came late.');
+    expect(judgedSpanShort(high)).toBe('since 03:10 UTC');
+    expect(budgetSpan(high, NOW)).toBe('since 03:10 UTC');
+  });
+
+  it('are said to be of then where all promises are kept', () => {
+    const kept = aVerdict({ kind: 'kept', class_id: 'high', metric: 'tpot', attainment: 1 });
+    const said = quietLine(aSnapshot({ classes: [high], verdict: kept }), NOW).say;
+    expect(said).toContain('since the objectives changed at 03:10 UTC.');
   });
 });
 

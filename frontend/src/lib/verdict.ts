@@ -25,12 +25,32 @@ export function brokenHeadline(verdict: Verdict, isLastKnown: boolean): string {
   return `${verdict.class_id ?? 'a class'} ${isLastKnown ? 'was' : 'is'} breaking its promise${what}`;
 }
 
-/** "Last 5 min: 91.2 %; 317 of 3,604 came late." */
-export function brokenFact(verdict: Verdict, one: ClassLive | null, windowS: number): string {
+/** What the figures of a class count: "last 5 min", or "since the objectives changed at 03:09 UTC" where that is less. */
+export function judgedSpan(one: ClassLive | null): string {
+  const since = one?.judged_since ?? null;
+  return since === null ? `last ${duration(one?.window_s ?? 300)}` : `since the objectives changed at ${clockMinutes(since)} UTC`;
+}
+
+/** The same beside a figure, where there is little room. */
+export function judgedSpanShort(one: ClassLive): string {
+  return one.judged_since === null ? duration(one.window_s) : `since ${clockMinutes(one.judged_since)} UTC`;
+}
+
+/** "Last 5 min: 91.2 %; 317 of 3,604 came late." in parts, as the two counts are figures: those of the class's card. */
+export function brokenFact(verdict: Verdict, one: ClassLive | null): { lead: string; late: string; of: string; end: string } {
   const share = verdict.attainment === null ? '' : `${percent(verdict.attainment)}; `;
   const again = one !== null && isRecovering(one) ? ` Recovering: kept again from ${percent(one.objective.kept_again, 2)}.` : '';
   const waiting = verdict.metric === 'ttft' && one !== null && one.num_overdue > 0 ? `, ${count(one.num_overdue)} still waiting` : '';
-  return `Last ${duration(windowS)}: ${share}${count(verdict.num_late)} of ${count(verdict.num_requests)} came late${waiting}.${again}`;
+  return {
+    lead: `${capital(judgedSpan(one))}: ${share}`,
+    late: count(verdict.num_late),
+    of: count(verdict.num_requests),
+    end: ` came late${waiting}.${again}`,
+  };
+}
+
+function capital(text: string): string {
+  return `${text.charAt(0).toUpperCase()}${text.slice(1)}`;
 }
 
 /** "normal and low keep their promises."; who else does not, if anyone. */
@@ -63,7 +83,8 @@ export function closestLine(snapshot: LiveSnapshot): string {
   const misses = verdict.attainment !== null && verdict.attainment < one.objective.target;
   const lead = misses ? 'Over its limit, but of too few requests to judge' : 'Closest to its limit';
   const said = measured !== null && measured > limit === misses ? `${governing} at ${besideLimit(measured, limit)}` : attained(one, verdict, limit);
-  return `${lead}: ${one.id} ${metricName(verdict.metric)}, ${said}.`;
+  const span = one.judged_since === null ? '' : `, ${judgedSpan(one)}`;
+  return `${lead}: ${one.id} ${metricName(verdict.metric)}, ${said}${span}.`;
 }
 
 /** "35 of 40 ms" */

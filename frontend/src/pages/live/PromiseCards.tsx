@@ -14,7 +14,7 @@ import { count, latency, latencyBeside, latencyText, objective, percent, wholePe
 import type { PanelState } from '../../lib/panelState';
 import { isOld } from '../../lib/panelState';
 import { duration } from '../../lib/time';
-import { budgetSpan, burnLine, isLate, isUndecided, keepsBoth, metricName, promiseLine, promised } from '../../lib/verdict';
+import { budgetSpan, burnLine, isLate, isUndecided, judgedSpanShort, keepsBoth, metricName, promiseLine, promised } from '../../lib/verdict';
 import { whyAnchor } from '../../lib/waiting';
 import { useLiveClock, usePanelState } from './clock';
 
@@ -120,7 +120,7 @@ function Foot({ one }: { one: ClassLive }) {
     <dl className="foot">
       <div>
         <dt>
-          <Term name="attainment">Attainment</Term>, {duration(one.window_s)}
+          <Term name="attainment">Attainment</Term>, {judgedSpanShort(one)}
         </dt>
         <dd>
           <b className={misses ? 'bad' : ''} data-figure={`${one.id}.attainment`} data-value={one.attainment ?? ''}>

@@ -53,7 +53,7 @@ function Broken({ snapshot, state }: Props) {
         )}
         <p className="fact">
           {one === null || verdict.metric === null ? null : `Promised: ${words.promised(one, verdict.metric)}. `}
-          {words.brokenFact(verdict, one, one?.window_s ?? 300)}
+          <Fact snapshot={snapshot} />
           <br />
           {words.othersLine(snapshot)}
         </p>
@@ -66,6 +66,24 @@ function Broken({ snapshot, state }: Props) {
       </div>
       <Why snapshot={snapshot} state={state} />
     </section>
+  );
+}
+
+function Fact({ snapshot }: { snapshot: LiveSnapshot }) {
+  const { verdict } = snapshot;
+  const { lead, late, of, end } = words.brokenFact(verdict, words.classOf(snapshot, verdict.class_id));
+  return (
+    <>
+      {lead}
+      <span data-figure="verdict.num_late" data-value={verdict.num_late}>
+        {late}
+      </span>{' '}
+      of{' '}
+      <span data-figure="verdict.num_requests" data-value={verdict.num_requests}>
+        {of}
+      </span>
+      {end}
+    </>
   );
 }
 
