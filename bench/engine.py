@@ -33,6 +33,7 @@ from scheduler_worker.core.plan import Applied, StepPlan
 from scheduler_worker.core.policy import ClassPolicy, Policy, Slo, Step
 from scheduler_worker.core.scheduler import Scheduler
 from scheduler_worker.core.sequence import SequenceHeader
+from scheduler_worker.engine.attention.ahead import compile_attention_ahead
 from scheduler_worker.engine.executor import TorchExecutor
 from scheduler_worker.engine.loading import describe, resolve_device
 from scheduler_worker.engine.settings import EngineSettings
@@ -228,7 +229,10 @@ class Bench:
         self._device = resolve_device(arguments.device)
         self._shape = SHAPES[arguments.model]
         self.rows: list[dict[str, Any]] = []
+        began_at = psutil.Process().create_time()
+        self.add("start: Python's imports", 0, time.time() - began_at, "s")
         self._model = build_model(self._shape, self._device, arguments.dtype)
+        self.add("start: imports and weights", 0, time.time() - began_at, "s")
         self._bandwidth = copy_bandwidth(self._device)
         self.add("copy_bandwidth", 0, self._bandwidth / 1e12, "TB/s")
 
@@ -410,6 +414,7 @@ def build_model(shape: dict[str, Any], device: torch.device, dtype: str) -> tran
     config = transformers.LlamaConfig(
         max_position_embeddings=16_384, bos_token_id=1, eos_token_id=2, rms_norm_eps=1e-5, **shape
     )
+    compile_attention_ahead(config, getattr(torch, dtype), device)
     torch.manual_seed(0)
     with torch.device(device), default_dtype(getattr(torch, dtype)):
         return transformers.LlamaForCausalLM(config).eval()

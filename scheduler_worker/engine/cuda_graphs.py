@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import product
 from typing import Any, Final
@@ -19,8 +20,9 @@ import torch
 from transformers import PreTrainedModel
 
 from scheduler_worker.engine.attention.capturable import GraphShape, MakeCapturable, PinnedMirror
-from scheduler_worker.engine.attention.opaque import OPAQUE_NAME, attending
+from scheduler_worker.engine.attention.opaque import OPAQUE_NAME, attending, number_layers
 from scheduler_worker.engine.batch import PackedBatch
+from scheduler_worker.engine.compiling import CompiledParts
 from scheduler_worker.engine.inspection import own_attention
 from scheduler_worker.engine.kv_cache import KVCache
 from scheduler_worker.engine.rotary import one_rotary_kernel
@@ -31,7 +33,6 @@ logger = logging.getLogger(__name__)
 _DECODE_BUCKETS: Final = (2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 _CHUNK_BUCKETS: Final = (*range(64, 512, 64), *range(512, 1024, 128), *range(1024, 2049, 256))
 _MAX_CHUNKS: Final = 64
-_NUM_WARMUPS: Final = 2
 
 Forward = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
@@ -91,17 +92,19 @@ class StepGraph:
         self._inputs.upload()
 
     def capture(self, forward: Forward, pool: Any) -> None:
-        """Record the graph; `forward` runs a few times before, so that it is tuned."""
+        """Record the graph. A run before it compiles what this shape needs, which a recording could not."""
+        self.run_once(forward)
+        with attending(self._attention.attend), torch.cuda.graph(self._graph, pool=pool):
+            self._logits, self._ids, self._peaks = self._step(forward)
+
+    def run_once(self, forward: Forward) -> None:
+        """The step as it is, with nothing in it."""
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with attending(self._attention.attend):
-            with torch.cuda.stream(stream):
-                for _ in range(_NUM_WARMUPS):
-                    self._step(forward)
-            torch.cuda.current_stream().wait_stream(stream)
-            torch.cuda.synchronize()
-            with torch.cuda.graph(self._graph, pool=pool):
-                self._logits, self._ids, self._peaks = self._step(forward)
+        with attending(self._attention.attend), torch.cuda.stream(stream):
+            self._step(forward)
+        torch.cuda.current_stream().wait_stream(stream)
+        torch.cuda.synchronize()
 
     def _step(self, forward: Forward) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         tokens, positions, _, fed_slots, last_tokens, slots = self._inputs.device
@@ -162,9 +165,11 @@ class StepGraphs:
     ) -> None:
         self._model = model
         self._last_ids = last_ids
-        self._forward: Forward = self._next_tokens
-        if compile_model:
-            self._forward = torch.compile(self._next_tokens, dynamic=True)  # when it is first called
+        number_layers(model)
+        self._parts = CompiledParts(model) if compile_model else None
+        self._feed, self._likeliest = (
+            (torch.compile(one, dynamic=True) if compile_model else one) for one in (_fed_ids, _likeliest)
+        )
         num_slots = len(last_ids) - 1
         self._decode_buckets, self._mixed_buckets = _decode_buckets(num_slots), _mixed_buckets(num_slots)
         self._build = lambda shape: StepGraph(shape, cache, make_attention, last_ids)
@@ -199,12 +204,16 @@ class StepGraphs:
 
     @torch.inference_mode()
     def _compile(self, shape: GraphShape, device: torch.device) -> None:
-        """Without attention, whose kernels may still be compiled elsewhere. Of the largest shape, whose numbers of
-        tokens and rows differ: a compiler takes equal ones for one."""
+        """Without attention to chunks, whose kernels may still be compiled elsewhere. Of the largest shape first, whose
+        numbers of tokens and rows differ: a compiler takes equal ones for one. Then what few and many one-token rows
+        need."""
         started = time.perf_counter()
         tokens, positions, _, fed_slots, last_tokens, _ = _Inputs(shape, device).device
-        with own_attention(self._model, OPAQUE_NAME), one_rotary_kernel(self._model), attending(_no_attention):
-            self._forward(tokens, positions, fed_slots, last_tokens, self._last_ids)
+        with self._capturable_model(), attending(_no_attention):
+            self._next_tokens(tokens, positions, fed_slots, last_tokens, self._last_ids)
+        with self._capturable_model():
+            for rows in {self._decode_buckets[0], self._decode_buckets[-1]}:
+                self._build(GraphShape(rows)).run_once(self._next_tokens)
         torch.cuda.synchronize()
         logger.info("compiled the model in %.1f s", time.perf_counter() - started)
 
@@ -214,10 +223,10 @@ class StepGraphs:
         torch.cuda.empty_cache()
         started, free = time.perf_counter(), torch.cuda.mem_get_info()[0]
         pool, shapes = torch.cuda.graph_pool_handle(), self._shapes
-        with own_attention(self._model, OPAQUE_NAME), one_rotary_kernel(self._model):
+        with self._capturable_model():
             for number, shape in enumerate(shapes, start=1):
                 graph = self._build(shape)
-                graph.capture(self._forward, pool)
+                graph.capture(self._next_tokens, pool)
                 self._graphs[shape] = graph
                 if number == 1 or number % 16 == 0:
                     logger.info("captured %d of %d CUDA graphs", number, len(shapes))
@@ -237,17 +246,31 @@ class StepGraphs:
         last_tokens: torch.Tensor,
         last_ids: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        fed = last_ids[fed_slots.clamp(min=0)]
-        input_ids = torch.where(fed_slots >= 0, fed, tokens)
         output = self._model(
-            input_ids=input_ids[None],
+            input_ids=self._feed(tokens, fed_slots, last_ids)[None],
             position_ids=positions[None],
             use_cache=False,
             logits_to_keep=last_tokens,
         )
         logits = output.logits[0]
-        peaks, ids = logits.max(-1)
+        peaks, ids = self._likeliest(logits)
         return logits, ids, peaks
+
+    @contextmanager
+    def _capturable_model(self) -> Iterator[None]:
+        """The model with attention and rotation by operators of their own, in its compiled parts."""
+        parts = self._parts.in_place() if self._parts else nullcontext()
+        with own_attention(self._model, OPAQUE_NAME), one_rotary_kernel(self._model), parts:
+            yield
+
+
+def _fed_ids(tokens: torch.Tensor, fed_slots: torch.Tensor, last_ids: torch.Tensor) -> torch.Tensor:
+    return torch.where(fed_slots >= 0, last_ids[fed_slots.clamp(min=0)], tokens)
+
+
+def _likeliest(logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    peaks, ids = logits.max(-1)
+    return peaks, ids
 
 
 def _no_attention(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

@@ -43,6 +43,7 @@ from scheduler_worker.engine.runner import ModelRunner
 from scheduler_worker.engine.sampling import Sampled, Sampler, why_invalid
 from scheduler_worker.engine.sequences import EngineSequence, new_sequence
 from scheduler_worker.engine.settings import EngineSettings
+from scheduler_worker.engine.start_clock import StartClock
 from scheduler_worker.executor import ExecutorInfo, OutOfMemory, SequenceInput, StepOutput
 from scheduler_worker.protocol.messages import SamplingParams
 
@@ -54,14 +55,16 @@ class TorchExecutor:
     step pays for entering it."""
 
     def __init__(self, loaded: LoadedModel, settings: EngineSettings) -> None:
-        model = loaded.model
+        model, clock = loaded.model, StartClock()
         self._loaded = loaded
         self._device = model.device
         self._on_host = model.device.type == "cpu"
         own_logits = check_logits(model) if settings.self_check else None
+        clock.ended("the model's own logits")
         if settings.fuse_linears and self._device.type == "cuda":
             fuse_linears(model)
         layers = inspect_model(model, loaded.name)
+        clock.ended("layers")
         self._max_model_len = _max_model_len(loaded, settings)
         shape = kv_shape(
             layers, settings, model.dtype, self._device, self._max_model_len, _graph_bytes(loaded, settings)
@@ -85,15 +88,20 @@ class TorchExecutor:
         self._sequences: dict[str, EngineSequence] = {}
         self._launched: deque[LaunchedStep] = deque()
         self._steady: SteadyRows | None = None
+        clock.ended("cache")
         with ThreadPoolExecutor(1, thread_name_prefix="attention") as beside:
             prepared = beside.submit(self._backend.prepare)
             self._graphs = self._compile(settings)  # minutes without a cache, both
+            clock.ended("compiling")
             prepared.result()
+        clock.ended("attention")
         if own_logits is not None:
             self._check_against(own_logits)
+        clock.ended("check")
         if self._graphs is not None:
             self._graphs.capture()
-        logger.info("engine ready: %s", self.info)
+        clock.ended("graphs")
+        logger.info("engine ready (%s): %s", clock, self.info)
 
     @property
     def capacity(self) -> Capacity:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from scheduler_worker.engine.attention.ahead import compile_attention_ahead
 from scheduler_worker.engine.errors import ModelNotSupported, SettingsError
 from scheduler_worker.engine.settings import EngineSettings
 
@@ -37,6 +38,8 @@ def load_model(settings: EngineSettings) -> LoadedModel:
     if device.type == "cpu":
         torch.set_num_threads(settings.threads or default_threads())
     dtype = resolve_dtype(settings.dtype, device)
+    if settings.attention_backend != "sdpa":
+        _compile_attention_ahead(settings, dtype, device)
     return describe(_from_pretrained(settings, dtype).to(device), settings.model)
 
 
@@ -61,6 +64,17 @@ def _from_pretrained(settings: EngineSettings, dtype: torch.dtype) -> PreTrained
         )
     except (OSError, KeyError, ValueError, ImportError) as error:
         raise ModelNotSupported(settings.model, f"it could not be loaded: {error}") from error
+
+
+def _compile_attention_ahead(settings: EngineSettings, dtype: torch.dtype, device: torch.device) -> None:
+    path, arguments = _source(settings)
+    if device.type != "cuda" or "gguf_file" in arguments:
+        return
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=settings.trust_remote_code, **arguments)
+    except (OSError, KeyError, ValueError, ImportError):
+        return  # whoever loads the model says what is wrong
+    compile_attention_ahead(config, dtype, device)
 
 
 def _source(settings: EngineSettings) -> tuple[str, dict[str, Any]]:

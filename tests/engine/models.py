@@ -70,10 +70,12 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def make_model(family: str = "llama", seed: int = 0, scale: float = 4.0) -> transformers.PreTrainedModel:
+def make_model(
+    family: str = "llama", seed: int = 0, scale: float = 4.0, **changed: Any
+) -> transformers.PreTrainedModel:
     """A model with random weights, scaled up so that greedy output is not one repeated token."""
     name, sizes = FAMILIES[family]
-    config = getattr(transformers, f"{name}Config")(**sizes)
+    config = getattr(transformers, f"{name}Config")(**sizes | changed)
     torch.manual_seed(seed)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():

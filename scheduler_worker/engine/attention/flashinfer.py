@@ -4,6 +4,7 @@ one for its longer chunks."""
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,6 +19,8 @@ from scheduler_worker.engine.kv_cache import KVCache
 logger = logging.getLogger(__name__)
 
 _WORKSPACE_BYTES: Final = 256 << 20
+_TRIAL_BYTES: Final = 32 << 20
+_TRIAL_BLOCK: Final = 16
 
 
 @dataclass(slots=True)
@@ -59,19 +62,8 @@ class FlashInferBackend:
         }
 
     def prepare(self) -> None:
-        """FlashInfer compiles its kernels when it plans the first step: one of a single token and a chunk of two."""
-        with torch.cuda.device(self._device):
-            self.plan(
-                AttentionBatch(
-                    num_decode_rows=1,
-                    slots=np.zeros(2, dtype=np.int64),
-                    starts=np.zeros(2, dtype=np.int64),
-                    lengths=np.array([1, 2]),
-                    offsets=np.array([0, 1, 3]),
-                    block_tables=np.full((1, 1), self._cache.scratch_block, dtype=np.int32),
-                    write_index=torch.zeros(3, dtype=torch.int64, device=self._device),
-                )
-            )
+        """See `compile_kernels`."""
+        compile_kernels(self._layers, self._cache.shape.dtype, self._device)
 
     def capturable(self, largest: GraphShape, num_columns: int) -> MakeCapturable | None:
         """See `AttentionBackend.capturable`."""
@@ -99,7 +91,7 @@ class FlashInferBackend:
                     spec.num_kv_heads,
                     spec.key_dim,
                     self._cache.shape.block_size,
-                    **self._options(spec),
+                    **_options(spec, self._cache.shape.dtype),
                 )
         if batch.num_decode_rows < batch.num_rows:
             self._plan_chunks(batch)
@@ -132,18 +124,8 @@ class FlashInferBackend:
                 spec.key_dim,
                 self._cache.shape.block_size,
                 causal=True,
-                **self._options(spec),
+                **_options(spec, self._cache.shape.dtype),
             )
-
-    def _options(self, spec: LayerSpec) -> dict[str, Any]:
-        dtype = self._cache.shape.dtype
-        return {
-            "window_left": -1 if spec.window is None else spec.window - 1,
-            "logits_soft_cap": spec.softcap,
-            "sm_scale": spec.scaling,
-            "q_data_type": dtype,
-            "kv_data_type": dtype,
-        }
 
     def _pages(self, batch: AttentionBatch, first: int, last: int) -> _Pages:
         block_size = self._cache.shape.block_size
@@ -158,6 +140,40 @@ class FlashInferBackend:
             indices=torch.from_numpy(table[used]).to(self._device, non_blocking=True),
             last_page_len=torch.from_numpy((lengths - (counts - 1) * block_size).astype(np.int32)),
         )
+
+
+def compile_kernels(layers: Iterable[LayerSpec], dtype: torch.dtype, device: torch.device) -> None:
+    """FlashInfer compiles what layers of such sizes need when it plans their first chunk: minutes without a cache.
+
+    May run in a thread of its own. A second caller waits for the first, and finds everything done.
+    """
+    wrapper_of = import_flashinfer().BatchPrefillWithPagedKVCacheWrapper
+    with torch.cuda.device(device):
+        workspace = torch.empty(_TRIAL_BYTES, dtype=torch.uint8, device=device)
+        bounds, block, length = torch.tensor([0, 2]), torch.tensor([0, 1]), torch.tensor([2])
+        for spec in dict.fromkeys(layers):
+            wrapper_of(workspace, "NHD", backend="fa2").plan(
+                bounds.int(),
+                block.int(),
+                torch.zeros(1, dtype=torch.int32, device=device),
+                length.int(),
+                spec.num_heads,
+                spec.num_kv_heads,
+                spec.key_dim,
+                _TRIAL_BLOCK,
+                causal=True,
+                **_options(spec, dtype),
+            )
+
+
+def _options(spec: LayerSpec, dtype: torch.dtype) -> dict[str, Any]:
+    return {
+        "window_left": -1 if spec.window is None else spec.window - 1,
+        "logits_soft_cap": spec.softcap,
+        "sm_scale": spec.scaling,
+        "q_data_type": dtype,
+        "kv_data_type": dtype,
+    }
 
 
 def import_flashinfer() -> Any:

@@ -1,7 +1,7 @@
 """Attention as one opaque operator, for compiled models: the compiler sees a call and looks no further.
 
-A model that is set to `OPAQUE_NAME` traces as a whole, without a recompilation per layer; what the call does is
-decided when it runs.
+What the call does is decided when it runs. The layer's number comes as a tensor: a plain one would be compiled in, so
+that each layer needed a compilation of its own.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import torch
 from transformers import AttentionInterface
 
 OPAQUE_NAME: Final = "tidegate_opaque"
+
+_NUMBER: Final = "tidegate_layer_number"
 
 Attend = Callable[[int, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 """`AttentionBackend.attend`: layer, query `[T, heads, dim]`, key, value; returns `[T, heads, dim]`."""
@@ -37,16 +39,23 @@ def attending(attend: Attend) -> Iterator[None]:
         _running.attend = previous
 
 
+def number_layers(model: torch.nn.Module) -> None:
+    """Give every attention its number as the opaque call takes it; needed before a model set to `OPAQUE_NAME` runs."""
+    for module in model.modules():
+        if hasattr(module, "layer_idx"):
+            setattr(module, _NUMBER, torch.tensor(module.layer_idx, device="cpu"))
+
+
 @torch.library.custom_op("tidegate::attend", mutates_args=())
-def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: int) -> torch.Tensor:
+def _attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: torch.Tensor) -> torch.Tensor:
     attend = _running.attend
     if attend is None:
         raise RuntimeError(f"a model set to {OPAQUE_NAME} was called outside its engine")
-    return attend(layer, query, key, value)
+    return attend(int(layer), query, key, value)
 
 
 @_attend.register_fake
-def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: int) -> torch.Tensor:
+def _(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layer: torch.Tensor) -> torch.Tensor:
     return query.new_empty((query.shape[0], query.shape[1], value.shape[2]))
 
 
@@ -60,7 +69,7 @@ def _attention(
     dropout: float = 0.0,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    layer: Any = module.layer_idx
+    layer: Any = getattr(module, _NUMBER)
     out = torch.ops.tidegate.attend(
         query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1), layer
     )
