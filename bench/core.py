@@ -18,12 +18,12 @@ from pathlib import Path
 from random import Random
 from time import thread_time
 
-from scheduler_worker.core.chunks import StepChunks
 from scheduler_worker.core.cost_model import CostModel
-from scheduler_worker.core.plan import Capacity, RowResult, StepPlan, StepResult
+from scheduler_worker.core.plan import Capacity, RowResult
 from scheduler_worker.core.policy import default_policy
 from scheduler_worker.core.scheduler import Scheduler
 from scheduler_worker.core.sequence import SequenceHeader
+from scheduler_worker.sim.device import answer
 
 CLASSES = ("high", "medium", "low")
 STEP_BUDGET_US = 150.0
@@ -80,7 +80,7 @@ class Load:
         begun = thread_time()
         tuple(plan.chunks)
         seen = thread_time()
-        result = self._result(plan)
+        result = answer(plan, self._ends_now, plan.predicted_s)
         self.now += plan.predicted_s
         before = thread_time()
         applied = self.scheduler.apply_result(result, self.now)
@@ -89,19 +89,6 @@ class Load:
             self.arrive()
         seconds = (claimed - began, planned - claimed, begun - planned, seen - begun, after - before)
         return tuple(one * 1e6 for one in seconds)
-
-    def _result(self, plan: StepPlan) -> StepResult:
-        """As an executor tells it: rows that go on as expected are those of the plan."""
-        chunks = StepChunks.of(plan)
-        decodes = [
-            RowResult(known.seq_id, 1, True) if self._ends_now(known.seq_id) else known
-            for known in chunks.decodes.expected
-        ]
-        others = [
-            RowResult(chunk.seq_id, int(chunk.samples), chunk.samples and self._ends_now(chunk.seq_id))
-            for chunk in chunks.others
-        ]
-        return StepResult(plan.step, (*decodes, *others), plan.predicted_s)
 
     def _ends_now(self, seq_id: str) -> bool:
         made = self._made[seq_id] = self._made.get(seq_id, 0) + 1

@@ -70,15 +70,16 @@ def to_result(plan: StepPlan, output: StepOutput) -> StepResult:
     """What the scheduler is told of an output. Of rows that did what the plan expects it has the results already."""
     expected = StepChunks.of(plan).decodes.expected
     if output.is_plain and len(expected) == len(output.rows):
-        return StepResult(output.step, expected, output.duration_s, output.filled_blocks)
-    decodes = [
-        known
-        if len(one.token_ids) == 1 and not one.stopped and one.error is None and one.seq_id == known.seq_id
-        else _result(one)
-        for one, known in zip(output.rows, expected, strict=False)
-    ]
-    rows = (*decodes, *map(_result, output.rows[len(expected) :]))
-    return StepResult(output.step, rows, output.duration_s, output.filled_blocks)
+        return StepResult(output.step, expected, output.duration_s, output.filled_blocks, odd=())
+    odd = tuple([
+        place
+        for place, (one, known) in enumerate(zip(output.rows, expected, strict=False))
+        if len(one.token_ids) != 1 or one.stopped or one.error is not None or one.seq_id != known.seq_id
+    ])
+    rows = [*expected[: len(output.rows)], *map(_result, output.rows[len(expected) :])]
+    for place in odd:
+        rows[place] = _result(output.rows[place])
+    return StepResult(output.step, tuple(rows), output.duration_s, output.filled_blocks, odd)
 
 
 def _result(row: RowOutput) -> RowResult:

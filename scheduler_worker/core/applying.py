@@ -173,7 +173,7 @@ class Applying:
 def _check(state: State, result: StepResult) -> tuple[InFlight, list[int]]:
     """The plan that the result belongs to, and the rows that did not simply yield one token.
 
-    Rows that are the very values of the plan need no comparing: executors hand those back.
+    Rows that are the very values of the plan need no comparing: executors hand those back, or name the others.
     """
     if not state.in_flight:
         raise BadResult(f"a result for step {result.step}, but no step is in flight")
@@ -185,7 +185,7 @@ def _check(state: State, result: StepResult) -> tuple[InFlight, list[int]]:
         raise BadResult(f"step {result.step} has {len(chunks)} chunks, its result {len(rows)} rows")
     expected = chunks.decodes.expected
     num_decodes = len(expected)
-    odd = _differing(expected, rows)
+    odd = _differing(expected, rows) if result.odd is None else list(result.odd)
     for index in odd:
         _check_row(chunks.decodes.seq_ids[index], True, rows[index])
     for chunk, row in zip(chunks.others, rows[num_decodes:], strict=True):
@@ -196,8 +196,6 @@ def _check(state: State, result: StepResult) -> tuple[InFlight, list[int]]:
 
 def _differing(expected: tuple[RowResult, ...], rows: tuple[RowResult, ...]) -> list[int]:
     """Places of `expected` at which `rows` has another value."""
-    if rows is expected:
-        return []
     return [index for index in compress(count(), map(is_not, expected, rows)) if rows[index] != expected[index]]
 
 

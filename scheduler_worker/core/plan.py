@@ -136,13 +136,15 @@ class FilledBlock:
 class StepResult:
     """The outcome of the plan with the same `step`; rows in the order of its chunks.
 
-    `duration_s` is what the cost model learns from: the time the device spent on this step.
+    `duration_s` is what the cost model learns from: the time the device spent on this step. `odd` has the places of
+    decoding rows that are not what the plan expects, for executors that know (None: they are looked for).
     """
 
     step: int
     rows: tuple[RowResult, ...]
     duration_s: float
     filled_blocks: tuple[FilledBlock, ...] = ()
+    odd: tuple[int, ...] | None = None
 
 
 class EventKind(StrEnum):

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Any, Final, Protocol
 
-from scheduler_worker.core.chunks import StepChunks
-from scheduler_worker.core.plan import Applied, Event, Finished, RowResult, StepPlan, StepResult
+from scheduler_worker.core.plan import Applied, Event, Finished, StepPlan, StepResult
 from scheduler_worker.core.scheduler import SchedulerVerbs
 from scheduler_worker.core.sequence import FinishReason, SequenceHeader
 from scheduler_worker.protocol.mirrors import FirstOfMirrors
 from scheduler_worker.sim.cost import StepCost
+from scheduler_worker.sim.device import answer
 from scheduler_worker.sim.trace import Request
 
 POLL_S: Final = 0.001
@@ -271,16 +271,7 @@ class Simulation:
 
     def result(self, plan: StepPlan, duration_s: float) -> StepResult:
         """What the model would have said: a token for each chunk that samples, a stop at the true length."""
-        chunks = StepChunks.of(plan)
-        decodes = [
-            RowResult(known.seq_id, 1, True) if self._stops(known.seq_id) else known
-            for known in chunks.decodes.expected
-        ]
-        others = [
-            RowResult(chunk.seq_id, int(chunk.samples), chunk.samples and self._stops(chunk.seq_id))
-            for chunk in chunks.others
-        ]
-        return StepResult(plan.step, (*decodes, *others), duration_s)
+        return answer(plan, self._stops, duration_s)
 
     def _stops(self, seq_id: str) -> bool:
         outcome = self._by_id[seq_id]
