@@ -11,7 +11,7 @@ cache, and booking finds at the front what a plan took from there.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, islice
 
 
@@ -67,13 +67,13 @@ class BlockPool:
 
     def hold(self, blocks: Sequence[int], hits: int = 0) -> None:
         """One more holder for each; the first `hits` keep their content, the others are about to be overwritten."""
-        for block in blocks[:hits]:
+        for block in blocks[:hits] if hits else ():
             if block in self._cached:
                 self._take_cached(block, keep=True)
             else:
                 self._num_more_holders[block] = self.num_holders(block)
         empty = self._empty
-        for block in blocks[hits:]:
+        for block in blocks[hits:] if hits else blocks:
             if empty and block == empty[0]:
                 empty.popleft()
             elif block in self._cached:
@@ -88,7 +88,7 @@ class BlockPool:
 
     def release(self, blocks: Sequence[int]) -> None:
         """One holder less for each; a prefix's last blocks are given up before its first ones."""
-        if self._num_more_holders.keys().isdisjoint(blocks) and self._hash_of.keys().isdisjoint(blocks):
+        if _none_in(self._num_more_holders, blocks) and _none_in(self._hash_of, blocks):
             self._empty.extendleft(reversed(blocks))
         else:
             for block in reversed(blocks):
@@ -139,6 +139,10 @@ class BlockPool:
         assert {self._block_of[h]: h for h in self._block_of} == self._hash_of, "hashes are not one to one"
         assert all(block in self._hash_of for block in self._cached), "a cached block without a hash"
         assert not any(block in self._hash_of for block in self._empty), "an empty block with a hash"
+
+
+def _none_in(known: Mapping[int, int], blocks: Sequence[int]) -> bool:
+    return not known or known.keys().isdisjoint(blocks)
 
 
 class BlockDraft:

@@ -115,9 +115,11 @@ def await_return(state: State, sequence: Sequence) -> None:
 
 
 def _grow(state: State, chunks: StepChunks) -> None:
-    seq_ids = chunks.decodes.seq_ids
-    for place, blocks in chunks.growth.items():
-        state.hold(state.sequences[seq_ids[place]], blocks)
+    seq_ids, rows = chunks.decodes.seq_ids, state.lockstep.rows
+    grown = [(rows[seq_ids[place]], blocks) for place, blocks in chunks.growth.items()]
+    for sequence, blocks in grown:
+        state.hold(sequence, blocks)
+    state.lockstep.grow(grown)
 
 
 def _close(state: State, flying: InFlight, rows: list[Sequence]) -> None:

@@ -98,6 +98,11 @@ def _check_lockstep(state: State) -> None:
     assert sorted(in_line) == sorted(lockstep.rows), "the line and the rows disagree"
     in_wheel = sorted(seq_id for bucket in lockstep.buckets() for seq_id in bucket)
     assert in_wheel == sorted(lockstep.rows), "the wheel lost a row"
+    in_place = {seq_id: place for bucket in lockstep.buckets() for seq_id, place in bucket.items()}
+    assert all(lockstep.row_at(in_place[one]).seq_id == one for one in lockstep.rows), "the wheel misplaced a row"
+    assert all(in_line[row.place] == seq_id for seq_id, row in lockstep.rows.items()), "a row has another's place"
+    promising = sum(one.promised_blocks > len(one.blocks) for one in lockstep.rows.values())
+    assert lockstep.num_with_promise(list(in_place.values())) == promising, "the columns of blocks are wrong"
     in_endings = sorted(seq_id for rows in lockstep.endings().values() for seq_id in rows)
     assert in_endings == sorted(lockstep.rows), "an ending is lost"
     assert all(step > lockstep.step for step in lockstep.endings()), "a row outlived its ending"

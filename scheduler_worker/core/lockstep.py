@@ -20,17 +20,19 @@ from scheduler_worker.core.sequence import Sequence
 class Lockstep:
     """The decoding rows. `step` is the last booked step, `applied` the last whose result is known.
 
-    `classes` are those that have rows: the same value until one gets its first or loses its last.
+    `classes` are those that have rows: the same value until one gets its first or loses its last. What every step
+    asks of rows stands in columns, in the order of their `place`: rows themselves lie far apart in memory.
     """
 
     def __init__(self, block_size: int) -> None:
         self._block_size = block_size
-        self._wheel: list[dict[str, Sequence]] = [{} for _ in range(block_size)]
+        self._wheel: list[dict[str, int]] = [{} for _ in range(block_size)]
         self._endings: dict[int, dict[str, Sequence]] = {}
         self._num_by_class: dict[str, int] = {}
         self._sum_offsets = 0
         self._line: list[Sequence] = []
         self._columns: tuple[Any, ...] = ([], array("q"), array("q"), [], [])
+        self._num_held, self._num_promised = array("q"), array("q")
         self._frozen: DecodeRows | None = None
         self.classes: tuple[str, ...] = ()
         self.rows: dict[str, Sequence] = {}
@@ -50,7 +52,7 @@ class Lockstep:
         self.rows[sequence.seq_id] = sequence
         self._enter_line(sequence)
         self._sum_offsets += sequence.offset
-        self._wheel[-sequence.offset % self._block_size][sequence.seq_id] = sequence
+        self._bucket(sequence)[sequence.seq_id] = sequence.place
         self._endings.setdefault(self._last_step(sequence), {})[sequence.seq_id] = sequence
         self._count_in(sequence.class_id, 1)
 
@@ -74,15 +76,32 @@ class Lockstep:
         offsets.append(sequence.offset)
         expected.append(RowResult(seq_id, 1))
         emitted.append((seq_id, 1))
+        self._num_held.append(len(sequence.blocks))
+        self._num_promised.append(sequence.promised_blocks)
 
     def _leave_line(self, sequence: Sequence) -> None:
         """The last in line takes the empty place, so that leaving costs the same for everybody."""
         self._frozen = None
         place, last = sequence.place, self._line[-1]
-        last.place = place
-        for column in (self._line, *self._columns):
+        self._bucket(last)[last.seq_id] = last.place = place
+        del self._bucket(sequence)[sequence.seq_id]
+        for column in (self._line, self._num_held, self._num_promised, *self._columns):
             column[place] = column[-1]
             column.pop()
+
+    def _bucket(self, sequence: Sequence) -> dict[str, int]:
+        """Rows that begin a block in the same steps, and their places."""
+        return self._wheel[-sequence.offset % self._block_size]
+
+    def grow(self, rows: list[tuple[Sequence, Blocks]]) -> None:
+        """These rows hold blocks more."""
+        num_held = self._num_held
+        for row, blocks in rows:
+            num_held[row.place] += len(blocks)
+
+    def row_at(self, place: int) -> Sequence:
+        """The row that stands there."""
+        return self._line[place]
 
     def decode_rows(self, absent: Set[str]) -> DecodeRows:
         """The rows but for those `absent`, by columns: the same value until a row joins or leaves."""
@@ -92,12 +111,12 @@ class Lockstep:
         places = self._places(absent)
         return self._frozen.without(places) if places else self._frozen
 
-    def by_place(self, rows: list[Sequence], blocks: Blocks, absent: Set[str]) -> dict[int, Blocks]:
-        """A block for each of these rows, by its place among the rows but for those `absent`."""
+    def by_place(self, grown: list[int], blocks: Blocks, absent: Set[str]) -> dict[int, Blocks]:
+        """A block for each row that has grown, by its place among the rows but for those `absent`."""
         if not (places := self._places(absent)):
-            return dict(zip([row.place for row in rows], zip(blocks), strict=True))
-        grown = [(row.place, block) for row, block in zip(rows, blocks, strict=True) if row.seq_id not in absent]
-        return {place - bisect(places, place): (block,) for place, block in grown}
+            return dict(zip(grown, zip(blocks), strict=True))
+        left = [(place, block) for place, block in zip(grown, blocks, strict=True) if place not in places]
+        return {place - bisect(places, place): (block,) for place, block in left}
 
     def _places(self, seq_ids: Set[str]) -> list[int]:
         """Where those of the rows stand, in order."""
@@ -125,7 +144,6 @@ class Lockstep:
         self._leave_line(sequence)
         self._sum_offsets -= sequence.offset
         self._count_in(sequence.class_id, -1)
-        del self._wheel[-sequence.offset % self._block_size][seq_id]
         last_step = self._last_step(sequence)
         ending = self._endings[last_step]
         del ending[seq_id]
@@ -135,15 +153,18 @@ class Lockstep:
     def _last_step(self, sequence: Sequence) -> int:
         return sequence.join_step + sequence.max_tokens - sequence.num_sampled
 
-    def due_blocks(self, step: int) -> list[Sequence]:
-        """Rows whose token in this step begins a block that they do not have yet."""
-        size = self._block_size
-        return [
-            row for row in self._wheel[step % size].values() if len(row.blocks) * size <= row.offset + step
-        ]
+    def due_places(self, step: int) -> list[int]:
+        """Where rows stand whose token in this step begins a block that they do not have yet."""
+        size, num_held, offsets = self._block_size, self._num_held, self._columns[2]
+        return [place for place in self._wheel[step % size].values() if num_held[place] * size <= offsets[place] + step]
 
-    def buckets(self) -> list[dict[str, Sequence]]:
-        """Rows by the step, modulo the block size, in which they begin a block."""
+    def num_with_promise(self, places: list[int]) -> int:
+        """How many of the rows there have been promised more blocks than they hold."""
+        num_held, num_promised = self._num_held, self._num_promised
+        return sum([num_promised[place] > num_held[place] for place in places])
+
+    def buckets(self) -> list[dict[str, int]]:
+        """Places of rows by the step, modulo the block size, in which they begin a block."""
         return self._wheel
 
     def endings(self) -> dict[int, dict[str, Sequence]]:

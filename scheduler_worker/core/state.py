@@ -191,7 +191,8 @@ class State:
 
     def vacate(self, sequence: Sequence) -> None:
         """Free its slot, its blocks and what was promised to it."""
-        self.promise(sequence, 0)
+        self.pool.num_promised -= _gap(sequence)
+        sequence.promised_blocks = 0
         self.pool.release(sequence.blocks)
         sequence.blocks = []
         if sequence.slot is not None:

@@ -89,7 +89,7 @@ class StepBuilder:
         self._absent: set[str] = set()
         self._parked: set[str] = set()
         self._granted: set[str] = set()
-        self._growing: list[Sequence] = []
+        self._growing: list[int] = []
         self._new_blocks: tuple[int, ...] = ()
         self._stalled: list[str] = []
         self._yielding: list[str] = []
@@ -173,13 +173,12 @@ class StepBuilder:
 
     def _plan_decodes(self) -> None:
         self._stall_beyond_budget()
-        due = self._state.lockstep.due_blocks(self._step)
-        if self._absent:
-            due = [one for one in due if self._runs(one)]
-        if len(due) > self._draft.num_available:
-            due = self._make_room(due)
-        self._draft.num_promised -= sum([one.promised_blocks > len(one.blocks) for one in due])
-        self._growing, self._new_blocks = due, self._draft.take(len(due))
+        lockstep, draft = self._state.lockstep, self._draft
+        self._growing = lockstep.due_places(self._step)
+        if self._absent or len(self._growing) > draft.num_available:
+            self._growing = [one.place for one in self._make_room(self._growing)]
+        draft.num_promised -= lockstep.num_with_promise(self._growing)
+        self._new_blocks = draft.take(len(self._growing))
 
     def _stall_beyond_budget(self) -> None:
         """A budget that shrank below the number of rows: the last in line miss this step."""
@@ -192,9 +191,11 @@ class StepBuilder:
         self._stalled.extend(one.seq_id for one in rows)
         self._absent.update(one.seq_id for one in rows)
 
-    def _make_room(self, due: list[Sequence]) -> list[Sequence]:
+    def _make_room(self, places: list[int]) -> list[Sequence]:
         """Park the last in line until the rest can grow; those who still cannot miss this step."""
-        due.sort(key=_line)
+        due = [one for one in map(self._state.lockstep.row_at, places) if self._runs(one)]
+        if len(due) > self._draft.num_available:
+            due.sort(key=_line)
         while len(due) > self._draft.num_available + self._coming_blocks:
             victim = last_in_line(self._state.as_victim(one) for one in self._all_but_first())
             if victim is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from heapq import nlargest
-from itertools import islice
+from itertools import islice, repeat
 from typing import Final
 
 from scheduler_worker.core.plan import ClassView, SequenceView, Snapshot, TenantService
@@ -66,11 +66,17 @@ def _class_view(
 
 
 def _services(state: State, class_id: str) -> dict[str, TenantService]:
+    """Of thousands of tenants, four times a second: built by column, which calls no constructor of ours a tenant."""
     ledger = state.ledger
-    return {
-        tenant: TenantService(account.service(ledger.step), account.weight, account.num_active > 0)
-        for tenant, account in ledger.classes[class_id].tenants.items()
-    }
+    tenants = ledger.classes[class_id].tenants
+    accounts = tenants.values()
+    columns = zip(
+        [account.service(ledger.step) for account in accounts],
+        [account.weight for account in accounts],
+        [account.num_active > 0 for account in accounts],
+        strict=True,
+    )
+    return dict(zip(tenants, map(tuple.__new__, repeat(TenantService), columns), strict=False))
 
 
 def _longest_waits(state: State, class_id: str, claimed: list[Sequence], now: float) -> tuple[float, ...]:
