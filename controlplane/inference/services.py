@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
 from uuid import UUID
 
+import msgspec
 from django.conf import settings
-from django.db import transaction
+from django.db import connection, transaction
+from django.db.models import QuerySet
 from django.utils import timezone
+from msgspec import Struct
 
 from controlplane.inference.models import Endpoint, InferenceRequest, RequestState
 from controlplane.tenants.selectors import RetentionRule, retention_rules
@@ -92,61 +95,122 @@ def mark_finished(records: Iterable[CompletionRecord]) -> int:
     without a row are logged and dropped.
     """
     by_id = {UUID(one.request_id): one for one in reversed(list(records))}
-    rows = list(InferenceRequest.objects.select_for_update().filter(pk__in=by_id).order_by("pk"))
+    rows = [_Row(*row) for row in _locked(by_id).values_list(*_Row._fields)]
     if unknown := by_id.keys() - {row.pk for row in rows}:
         logger.warning("completion of requests that have no row: %s", ", ".join(sorted(map(str, unknown))))
     rules = retention_rules({row.tenant_id for row in rows})
-    ended = [row for row in rows if row.state == RequestState.ACCEPTED or row.finish_reason == LOST]
-    for row in ended:
-        _end(row, by_id[row.pk], rules.get(row.tenant_id, FORGET_NOTHING))
-    InferenceRequest.objects.bulk_update(ended, _ENDING_FIELDS, batch_size=500)
-    return len(ended)
+    open_rows = [row for row in rows if row.state == RequestState.ACCEPTED or row.finish_reason == LOST]
+    endings = [_ending(row, by_id[row.pk], rules.get(row.tenant_id, FORGET_NOTHING)) for row in open_rows]
+    _write(endings)
+    return len(endings)
 
 
-_ENDING_FIELDS = [
-    "state", "finish_reason", "error", "output", "first_token_at", "finished_at", "num_prompt_tokens",
-    "num_output_tokens", "num_cached_tokens", "ttft_s", "tpot_s", "e2e_s", "queue_s", "formation_s",
-    "prefill_s", "decode_s", "parked_s", "post_s", "worker", "num_attempts", "num_preemptions", "purge_at",
-    "prompt", "payload", "header",
+class _Row(NamedTuple):
+    """What of a row decides how its end is written; its texts are not read."""
+
+    pk: UUID
+    tenant_id: int
+    endpoint: str
+    state: str
+    finish_reason: str
+
+
+class _Ending(Struct, frozen=True):
+    """The end of a request as its row gets it. Instants are seconds since the epoch; texts kept for `kept_s`."""
+
+    id: UUID
+    state: str
+    finish_reason: str
+    error: str
+    output: str | None
+    first_token_at: float | None
+    finished_at: float
+    num_prompt_tokens: int
+    num_output_tokens: int
+    num_cached_tokens: int
+    ttft_s: float | None
+    tpot_s: float | None
+    e2e_s: float | None
+    queue_s: float | None
+    formation_s: float | None
+    prefill_s: float | None
+    decode_s: float | None
+    parked_s: float
+    post_s: float | None
+    worker: str
+    num_attempts: int
+    num_preemptions: int
+    keeps_prompt: bool
+    kept_s: float | None
+
+
+def _locked(ids: Iterable[UUID]) -> QuerySet[InferenceRequest]:
+    return InferenceRequest.objects.select_for_update().filter(pk__in=list(ids)).order_by("pk")
+
+
+def _ending(row: _Row, record: CompletionRecord, rule: RetentionRule) -> _Ending:
+    """What is left of the texts, and until when, is the tenant's retention. A request of the native API keeps its
+    output for a while in any case: it is fetched later."""
+    times = record.timings or Timings()
+    keeps_all, keeps_output = rule.retention == "days", row.endpoint in NATIVE_ENDPOINTS
+    days_s, result_s = rule.days * 86_400.0, settings.TIDEGATE.result_ttl_s
+    return _Ending(
+        id=row.pk,
+        state=RequestState(record.state).value,
+        finish_reason=record.finish_reason,
+        error=storable(record.error),
+        output=storable(record.text) if keeps_all or keeps_output else None,
+        first_token_at=record.first_token_at,
+        finished_at=record.finished_at,
+        num_prompt_tokens=record.num_prompt_tokens,
+        num_output_tokens=record.num_output_tokens,
+        num_cached_tokens=times.num_cached_tokens,
+        ttft_s=record.ttft_s,
+        tpot_s=record.tpot_s,
+        e2e_s=record.e2e_s,
+        queue_s=times.queue_s,
+        formation_s=times.formation_s,
+        prefill_s=times.prefill_s,
+        decode_s=times.decode_s,
+        parked_s=times.parked_s,
+        post_s=record.post_s,
+        worker=record.worker,
+        num_attempts=record.attempt + 1,
+        num_preemptions=times.num_preemptions,
+        keeps_prompt=keeps_all,
+        kept_s=days_s if keeps_all else result_s if keeps_output else None,
+    )
+
+
+_AS_THEY_ARE = [
+    "state", "finish_reason", "error", "output", "num_prompt_tokens", "num_output_tokens", "num_cached_tokens",
+    "ttft_s", "tpot_s", "e2e_s", "queue_s", "formation_s", "prefill_s", "decode_s", "parked_s", "post_s", "worker",
+    "num_attempts", "num_preemptions",
 ]  # fmt: skip
+_WRITE = f"""
+UPDATE {InferenceRequest._meta.db_table} AS request
+SET {", ".join(f"{name} = ended.{name}" for name in _AS_THEY_ARE)},
+    first_token_at = to_timestamp(ended.first_token_at),
+    finished_at = to_timestamp(ended.finished_at),
+    purge_at = to_timestamp(ended.finished_at) + make_interval(secs => ended.kept_s),
+    prompt = CASE WHEN ended.keeps_prompt THEN request.prompt END,
+    header = NULL,
+    payload = NULL
+FROM json_to_recordset(%s) AS ended(
+    id uuid, state text, finish_reason text, error text, output text, first_token_at float8, finished_at float8,
+    num_prompt_tokens int, num_output_tokens int, num_cached_tokens int, ttft_s float8, tpot_s float8, e2e_s float8,
+    queue_s float8, formation_s float8, prefill_s float8, decode_s float8, parked_s float8, post_s float8, worker text,
+    num_attempts int, num_preemptions int, keeps_prompt bool, kept_s float8
+)
+WHERE request.id = ended.id
+"""
 
 
-def _end(row: InferenceRequest, record: CompletionRecord, rule: RetentionRule) -> None:
-    row.state = RequestState(record.state)
-    row.finish_reason = record.finish_reason
-    row.error = storable(record.error)
-    row.finished_at = instant(record.finished_at)
-    row.first_token_at = instant(record.first_token_at) if record.first_token_at is not None else None
-    row.num_prompt_tokens = record.num_prompt_tokens
-    row.num_output_tokens = record.num_output_tokens
-    row.ttft_s, row.tpot_s, row.e2e_s, row.post_s = record.ttft_s, record.tpot_s, record.e2e_s, record.post_s
-    row.worker = record.worker
-    row.num_attempts = record.attempt + 1
-    _take_timings(row, record.timings or Timings())
-    _retain(row, storable(record.text), rule)
-
-
-def _take_timings(row: InferenceRequest, timings: Timings) -> None:
-    row.queue_s, row.formation_s = timings.queue_s, timings.formation_s
-    row.prefill_s, row.decode_s = timings.prefill_s, timings.decode_s
-    row.parked_s, row.num_preemptions = timings.parked_s, timings.num_preemptions
-    row.num_cached_tokens = timings.num_cached_tokens
-
-
-def _retain(row: InferenceRequest, output: str, rule: RetentionRule) -> None:
-    """What is left of the texts once a request has ended, and until when.
-
-    A request of the native API keeps its output for a while in any case: it is fetched later.
-    """
-    row.header = row.payload = None
-    native = row.endpoint in NATIVE_ENDPOINTS
-    if rule.retention == "days":
-        row.output = output
-        row.purge_at = row.finished_at + timedelta(days=rule.days)
-        return
-    row.prompt = None
-    row.output = output if native else None
-    row.purge_at = row.finished_at + timedelta(seconds=settings.TIDEGATE.result_ttl_s) if native else None
+def _write(endings: list[_Ending]) -> None:
+    """One statement with one parameter: a bulk update of the ORM takes 4 ms a row, nearly all of it to write SQL."""
+    if endings:
+        with connection.cursor() as cursor:
+            cursor.execute(_WRITE, [msgspec.json.encode(endings).decode()])
 
 
 def purge_payloads(now: datetime | None = None, batch_size: int = 1000) -> int:
