@@ -1,6 +1,7 @@
 """Accepted is durable: rows are committed, many at once, before any of them is queued.
 
-One task does both. While a commit runs, later requests gather for the next: the load sets the batch's size.
+While a commit runs, later requests gather for the next: the load sets the batch's size. What was committed is queued
+beside the next commit.
 """
 
 from __future__ import annotations
@@ -70,12 +71,17 @@ class Acceptance:
 
     async def run(self) -> None:
         """The writer; runs until cancelled."""
-        while True:
-            await self._arrived.wait()
-            batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
-            if not self._waiting:
-                self._arrived.clear()
-            await self._enqueue(await self._commit(batch))
+        async with asyncio.TaskGroup() as queueing:
+            before: asyncio.Task[None] | None = None
+            while True:
+                await self._arrived.wait()
+                batch, self._waiting = self._waiting[:MAX_BATCH], self._waiting[MAX_BATCH:]
+                if not self._waiting:
+                    self._arrived.clear()
+                committed = await self._commit(batch)
+                if before is not None:
+                    await before
+                before = queueing.create_task(self._enqueue(committed))
 
     async def _commit(self, batch: list[_Waiting]) -> list[_Waiting]:
         """The committed ones; of a batch that the database refuses, each is tried alone."""

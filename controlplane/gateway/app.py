@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -46,6 +47,8 @@ async def _lifespan(_: Starlette) -> AsyncIterator[None]:
     model = await asyncio.to_thread(load_text_model, known.model, known.model_name)
     runtime = GatewayRuntime(GatewaySettings.from_django(), model)
     await runtime.start()
+    gc.collect()
+    gc.freeze()  # what was loaded stays: looking through it again and again would stop all streams for a while each time
     try:
         yield
     finally:
