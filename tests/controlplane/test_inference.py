@@ -9,6 +9,7 @@ from uuid import UUID
 
 import pytest
 from django.utils import timezone
+from msgspec.structs import asdict
 
 from controlplane.celery import app as celery
 from controlplane.common.connections import redis_client, run_script
@@ -75,6 +76,29 @@ def test_a_completion_fills_the_row(accepted: Maker) -> None:
     assert figures == (
         "succeeded", 0.1, 0.25, 2, 2, 1,
     )  # fmt: skip
+
+
+def test_every_figure_of_a_completion_is_in_the_row(accepted: Maker) -> None:
+    timings = Timings(
+        queue_s=0.1, formation_s=0.2, prefill_s=0.3, decode_s=0.4, parked_s=0.5, num_preemptions=6, num_cached_tokens=7
+    )
+    figures = {
+        "finish_reason": "length",
+        "num_prompt_tokens": 8,
+        "num_output_tokens": 9,
+        "ttft_s": 1.1,
+        "tpot_s": 1.2,
+        "e2e_s": 1.3,
+        "post_s": 1.4,
+        "worker": "worker-2",
+        "error": 'said "no"\n',
+    }
+    one = accepted()
+    accept(one)
+    row = finish(one, **figures, first_token_at=1_800_000_000.25, finished_at=1_800_000_001.5, timings=timings)
+    assert {name: getattr(row, name) for name in figures} == figures
+    assert {name: getattr(row, name) for name in timings.__struct_fields__} == asdict(timings)
+    assert (row.first_token_at, row.finished_at) == tuple(map(services.instant, (1_800_000_000.25, 1_800_000_001.5)))
 
 
 def test_the_first_end_of_a_request_counts(accepted: Maker) -> None:
