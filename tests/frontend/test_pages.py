@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 import pytest
@@ -50,6 +51,19 @@ def test_the_page_opens_with_the_broken_promise_and_its_cause(open_live: Open) -
     ).to_be_visible()
     expect(page.get_by_text("Nobody is left to yield", exact=False)).to_be_visible()
     expect(page).to_have_title("(1) high: late first tokens · Tidegate")
+
+
+@pytest.mark.parametrize("width", [1000, 1280, 1440])
+def test_figures_of_changed_objectives_say_since_when_and_stay_apart(open_live: Open, width: int) -> None:
+    page = open_live(scenario="changed", width=width)
+    expect(page.get_by_text("Since the objectives changed at", exact=False)).to_be_visible()
+    labels = page.locator(".foot").first.locator("dt")
+    assert [re.sub(r"\d\d:\d\d", "hh:mm", text) for text in labels.all_inner_texts()] == [
+        "Attainment, since hh:mm",
+        "Error budget left, since hh:mm",
+    ]
+    spilled = labels.evaluate_all("all => all.filter(one => one.scrollWidth > one.clientWidth + 1).length")
+    assert spilled == 0
 
 
 def test_a_wordy_verdict_moves_nothing_below_it(open_live: Open) -> None:

@@ -33,7 +33,7 @@ export function judgedSpan(one: ClassLive | null): string {
 
 /** The same beside a figure, where there is little room. */
 export function judgedSpanShort(one: ClassLive): string {
-  return one.judged_since === null ? duration(one.window_s) : `since ${clockMinutes(one.judged_since)} UTC`;
+  return one.judged_since === null ? duration(one.window_s) : `since ${clockMinutes(one.judged_since)}`;
 }
 
 /** "Last 5 min: 91.2 %; 317 of 3,604 came late." in parts, as the two counts are figures: those of the class's card. */
@@ -178,7 +178,7 @@ export function budgetSpan(one: ClassLive, now: number): string {
   const isWhole = one.budget_since === null || now - one.budget_since > 29 * 86_400;
   if (isWhole || one.budget_since === null) return '30 d';
   const isToday = Math.floor(one.budget_since / 86_400) === Math.floor(now / 86_400);
-  return `since ${isToday ? `${clockMinutes(one.budget_since)} UTC` : day(one.budget_since)}`;
+  return `since ${isToday ? clockMinutes(one.budget_since) : day(one.budget_since)}`;
 }
 
 function inHours(hours: number): string {

@@ -117,7 +117,7 @@ function Foot({ one }: { one: ClassLive }) {
   const burnsFast = isBroken && (one.burn_rate ?? 0) > 1;
   const misses = isBroken && one.attainment !== null && one.attainment < one.objective.target;
   return (
-    <dl className="foot">
+    <dl className={one.judged_since === null ? 'foot' : 'foot fresh'}>
       <div>
         <dt>
           <Term name="attainment">Attainment</Term>, {judgedSpanShort(one)}
