@@ -87,12 +87,16 @@ class Inbox:
         for _ in range(len(self._news)):
             yield self._news.popleft()
 
-    def wait(self, timeout_s: float) -> bool:
-        """Until something arrives, at most `timeout_s`; whether there is news."""
+    @property
+    def has_news(self) -> bool:
+        """Whether `take` would yield something."""
+        return bool(self._news)
+
+    def wait(self, timeout_s: float) -> None:
+        """Until something arrives, at most `timeout_s`."""
         if not self._news:
             self._arrived.wait(timeout_s)
         self._arrived.clear()
-        return bool(self._news)
 
 
 class HelperThread(threading.Thread):

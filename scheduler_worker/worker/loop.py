@@ -45,7 +45,7 @@ REPORT_EVERY_S: Final = 0.25
 RENEW_EVERY_S: Final = 1.0
 IDLE_WAIT_S: Final = 0.1
 WAIT_WITH_WORK_S: Final = 0.005
-LOOK_AT_STEP_EVERY_S: Final = 0.0001
+LOOK_EVERY_S: Final = 0.0002
 MAX_ATTEMPTS: Final = 10
 MAX_FAILED_STEPS: Final = 5
 
@@ -88,6 +88,7 @@ class StepLoop:
         self._held: dict[str, Held] = {}
         self._in_flight: deque[StepPlan] = deque()
         self._max_in_flight = executor.capacity.max_in_flight_steps
+        self._num_slots = executor.capacity.num_slots
         self._draining = False
         self._announced: PolicyAnnouncement | None = None
         self._num_failed_steps = 0
@@ -145,9 +146,11 @@ class StepLoop:
             self._report(stats)
 
     def _hear_until_computed(self) -> None:
-        """A request that arrives during a step is claimed before it ends, and so is in the next plan."""
-        while not self._executor.ready():
-            if self._inbox.wait(LOOK_AT_STEP_EVERY_S):
+        """A request that arrives during a step is claimed before it ends, and so is in the next plan. Where no slot is
+        free, nothing is gained, and news cost less together."""
+        while len(self._held) + len(self._asked) < self._num_slots and not self._executor.ready():
+            time.sleep(LOOK_EVERY_S)
+            if self._inbox.has_news:
                 self._take_news()
                 self._ask_for_claims()
 

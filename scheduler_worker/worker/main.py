@@ -33,7 +33,6 @@ from scheduler_worker.worker.settings import WorkerSettings
 logger = logging.getLogger(__name__)
 
 LEAVE_TIMEOUT_S: Final = 5.0
-SWITCH_INTERVAL_S: Final = 0.001
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -141,7 +140,6 @@ class _Worker:
         )
         for helper in (self._courier, self._reporter, self._follower):
             helper.start()
-        sys.setswitchinterval(SWITCH_INTERVAL_S)  # a helper that has news does not wait for the loop's whole step
         gc.collect()
         gc.freeze()
         logger.info("worker %s of pool %s is ready", settings.worker_id, settings.pool)
