@@ -13,6 +13,7 @@ than can be served: where some must be refused in any case, the room of one long
 
 Rows that nobody uses take requests at once: as many as there are rows start as fast as their prompts are computed.
 Beyond those, each free row is credited with half a request: who runs is halfway through on average, who starts not.
+After a burst nobody is halfway through: all have begun at once, and nobody starts before they end.
 
 Work is counted in cost tokens, as the policy prices them; the pool's rate in cost tokens per second comes from the
 cost models that the workers publish. `capacity_margin` of that rate is held back: it is how much slower the workers
@@ -62,12 +63,13 @@ class Demand:
 
 @dataclass(frozen=True, slots=True)
 class Supply:
-    """What the pool has for a request: cost tokens per second, rows that nobody uses, and which share of a request's
-    time its prompt takes."""
+    """What the pool has for a request: cost tokens per second, rows that nobody uses, which share of a request's
+    time its prompt takes, and how long those that run need until they are halfway through on average."""
 
     rate: float
     num_free_rows: int = 0
     prompt_share: float = 0.0
+    lag_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +258,8 @@ def _starts_after(
     if not has_row:
         credit = FREE_ROW_CREDIT * supply.num_free_rows * _mean_cost(demands)
         starts_s = max(starts_s, _left_over_after(others, rate, ahead - credit))
-    return min(starts_s, (ahead + (before if is_beyond else 0.0)) / guaranteed)
+    starts_s = min(starts_s, (ahead + (before if is_beyond else 0.0)) / guaranteed)
+    return starts_s if has_row else starts_s + supply.lag_s
 
 
 def _others(
@@ -331,16 +334,27 @@ def _refused(
 
     A wait shortens by a second a second. A burst counts twice: it may go on and come before the request does, and be
     expected once more when that is back. Then it has passed: nobody is told to come back later than all that waits
-    now has started, nor that it would have waited for more of a burst than is expected.
+    now has started, nor that it would have waited for more of a burst than is expected. Nor sooner, in a class that is
+    let in by its bound: it could meet its objective again, and would go before those who cannot and near their bounds.
     """
+    rules = policy.find(ask.class_id)
     calm = {name: replace(one, arriving_cost_per_s=one.usual_cost_per_s) for name, one in demands.items()}
     calm_s = _starts_after(policy, ask, calm, supply, 0.0)
     takes_s = _starts_after(policy, ask, calm, supply, request_cost(policy, ask)) - calm_s
-    burst_cost = sum(one.burst_cost_per_s for one in demands.values()) * bound_s(policy.find(ask.class_id))
+    burst_cost = sum(one.burst_cost_per_s for one in demands.values()) * bound_s(rules)
     burst_s = burst_cost / max(supply.rate, MIN_RATE)
     predicted_s = min(wait_s, max(most_s, calm_s + burst_s))
     retry_after_s = max(0.0, calm_s - max(0.0, most_s - BURST_COUNTS * burst_s))
+    if rules.admit_on == "max_wait":
+        retry_after_s = max(retry_after_s, _all_started_s(policy, demands, supply))
     return Refused(reason, retry_after_s, {**numbers, "predicted_s": predicted_s}, takes_s)
+
+
+def _all_started_s(policy: Policy, demands: Mapping[str, Demand], supply: Supply) -> float:
+    """Seconds until all have started who wait now."""
+    work = sum(demands[one.id].waiting_cost for one in policy.classes if one.id in demands)
+    credit = FREE_ROW_CREDIT * supply.num_free_rows * _mean_cost(demands)
+    return max(0.0, work - credit) / max(supply.rate, MIN_RATE) + supply.lag_s
 
 
 def _queue_full(rules: ClassPolicy, demand: Demand, wait_s: float) -> Refused:

@@ -22,6 +22,7 @@ MEMORIES_S: Final = (SHORT_S, LONG_S, USUAL_S)
 LASTING_SHARE: Final = 0.5
 MIN_AGE_S: Final = 1.0
 SIZE_WEIGHT: Final = 0.02
+HALFWAY: Final = 0.5
 FIRST_PROMPT_TOKENS: Final = 256.0
 
 
@@ -85,6 +86,24 @@ class ArrivalRate:
         return 0.0 if self._opened_at is None else now - self._opened_at
 
 
+class Progress:
+    """How far those that run have come on average: halfway while one begins as another ends, not at all when all have
+    just begun. Who begins brings nothing; with time all come on."""
+
+    def __init__(self) -> None:
+        self._share, self._num_running, self._at = HALFWAY, 0, 0.0
+
+    def missing(self, num_running: int, request_s: float, now: float) -> float:
+        """What they lack of being halfway through, as a share of a request that takes `request_s`. Times do not go
+        back; who ended between two looks is taken to have been as far as the others."""
+        came = (now - self._at) / request_s if request_s > 0.0 else HALFWAY
+        share = min(HALFWAY, self._share + came)
+        if num_running > self._num_running:
+            share *= self._num_running / num_running
+        self._share, self._num_running, self._at = share, num_running, now
+        return HALFWAY - share
+
+
 NOTHING: Final = ArrivalRate()
 """Of a class that nobody has asked for."""
 
@@ -103,6 +122,7 @@ class Forecast:
         self._lengths: dict[str, OutputLengths] = {}
         self._back_at: dict[str, float] = {}
         self._num_accepted = 0
+        self._progress = Progress()
         self._mean = admission.MeanRequest(FIRST_PROMPT_TOKENS, FIRST_PROMPT_TOKENS, FIRST_PROMPT_TOKENS)
 
     def accepted(self, ask: admission.Ask, cost: float, now: float) -> None:
@@ -143,11 +163,26 @@ class Forecast:
         """
         cost = admission.request_cost(policy, ask)
         self._offered.setdefault(ask.class_id, ArrivalRate(self._opened_at)).add(cost, now)
-        supply = admission.supply_for(policy, policy.find(ask.class_id), workers, self._mean, num_running)
+        supply = self._supply(policy, policy.find(ask.class_id), workers, num_running, now)
         prefill_s = min((one.cost_model.prefill_s(ask.num_prompt_tokens) for one in workers), default=0.0)
         demands = self._demands(policy, policy.find(ask.class_id), load, num_doors, now)
         answer = admission.decide(policy, ask, demands, supply, prefill_s)
         return self._in_turn(policy, ask, answer, num_doors, now) if isinstance(answer, admission.Refused) else answer
+
+    def _supply(
+        self,
+        policy: Policy,
+        rules: ClassPolicy,
+        workers: Sequence[admission.WorkerCapacity],
+        num_running: int,
+        now: float,
+    ) -> admission.Supply:
+        """A bound is promised: it reckons with those that run ending later than usual after a burst."""
+        supply = admission.supply_for(policy, rules, workers, self._mean, num_running)
+        mean = admission.Ask(rules.id, round(self._mean.num_prompt_tokens), round(self._mean.num_output_tokens))
+        request_s = num_running * admission.request_cost(policy, mean) / max(supply.rate, admission.MIN_RATE)
+        lag_s = self._progress.missing(num_running, request_s, now) * request_s
+        return supply if rules.admit_on == "ttft" else replace(supply, lag_s=lag_s)
 
     def _in_turn(
         self, policy: Policy, ask: admission.Ask, refused: admission.Refused, num_doors: int, now: float

@@ -2,7 +2,8 @@
 
 1. the starvation tier: those near their wait bound, the nearest first, while their class has tier credit;
 2. rescues: those about to miss a TTFT objective that they would meet if served now, by rank, then deadline, while
-   their class's lead over the least-served waiting class stays within bounds;
+   their class's lead over the least-served waiting class stays within bounds, and nobody of their class starves: a
+   bound is promised, an objective may be missed now and then;
 3. turns: the class with the least counter, in it the tenant with the least, in it the earliest deadline.
 
 What is granted during the pass counts at once (`charge`), so that ten grants are shared as ten turns would be.
@@ -132,6 +133,8 @@ class Turns:
         pressed = [queue for queue in self._classes.values() if queue.is_pressed(until)]
         self.has_urgent = bool(pressed)
         for queue in sorted(pressed, key=_rank_of):
+            if self._starves(queue.by_age.first()):
+                continue
             for sequence in queue.by_latest_start.in_order():
                 if sequence.latest_start_at > until or sequence.class_id in self._refused:
                     break

@@ -239,11 +239,25 @@ def test_a_refusal_says_how_long_the_next_one_waits_for_the_request() -> None:
 
 
 def test_in_a_burst_the_time_to_come_back_counts_what_is_expected_of_it_twice() -> None:
-    """20,000 of high and 15,000 of low wait: 35 s. High may bring 200 a second more than usual for 30 s, which are 6 s
-    of the pool, and count as 12: what would be 35 − 30 s becomes 35 − (30 − 12)."""
-    demands = {"high": Demand(1, 20_000.0, burst_cost_per_s=200.0), "low": waiting(15_000.0)}
+    """20,000 of high and 15,000 of low wait, and high brings 500 a second: 70 s. It may bring 200 a second more than
+    usual for 30 s, which are 6 s of the pool, and count as 12: what would be 70 − 30 s becomes 70 − (30 − 12)."""
+    demands = {"high": Demand(1, 20_000.0, 500.0, 500.0, 500.0, 200.0), "low": waiting(15_000.0)}
     answer = refused(decide(bounds_only(), ASK, demands, POOL, 0.0))
-    assert answer.retry_after_s == pytest.approx(35.0 - (30.0 - 12.0))
+    assert answer.retry_after_s == pytest.approx(70.0 - (30.0 - 12.0))
+
+
+@pytest.mark.parametrize(("admit_on", "retry_after_s"), [("max_wait", 37.0), ("ttft", 31_000 / 900 - 0.3)])
+def test_who_is_refused_by_a_bound_comes_back_when_all_who_wait_have_started(
+    admit_on: str, retry_after_s: float
+) -> None:
+    """31,000 of medium and 4,000 of low, which come after it: 35 s, and 2 s until those who run are halfway through. By
+    an objective of 0.3 s, for which they do not count, medium comes back when the 900 a second that low leaves will
+    have served its own in that time."""
+    policy = with_class(bounds_only(), "medium", admit_on=admit_on)
+    demands = {"medium": waiting(31_000.0), "low": waiting(4_000.0)}
+    supply = Supply(RATE, lag_s=2.0 if admit_on == "max_wait" else 0.0)
+    answer = refused(decide(policy, Ask("medium", 100, 50), demands, supply, 0.0))
+    assert answer.retry_after_s == pytest.approx(retry_after_s)
 
 
 @pytest.mark.parametrize(("burst_per_s", "predicted_s"), [(200.0, 41.0), (1000.0, 65.0), (0.0, 35.0)])
@@ -449,6 +463,13 @@ def test_where_rows_are_free_a_request_starts_as_soon_as_the_prompts_before_it_a
     """2 + 1 wait for four rows: a fourth finds one, after a quarter of the time that 600 + 300 tokens take."""
     demands = {"high": waiting(300.0, 1), "low": waiting(600.0, 2)}
     assert in_rows(4, 0.25, demands) == pytest.approx(0.25 * 900.0 / RATE)
+
+
+@pytest.mark.parametrize(("num_free_rows", "wait_s"), [(4, 0.25 * 0.9), (0, 0.9 + 2.0)])
+def test_who_finds_no_row_free_waits_until_those_who_run_are_halfway_through(num_free_rows: int, wait_s: float) -> None:
+    demands = {"high": waiting(300.0, 1), "low": waiting(600.0, 2)}
+    supply = Supply(RATE, num_free_rows, 0.25, lag_s=2.0)
+    assert predict_start(bounds_only(), Ask("low", 100, 50), demands, supply) == pytest.approx(wait_s)
 
 
 def test_who_finds_no_row_free_waits_for_those_before_it_less_half_a_request_for_each_free_row() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from scheduler_worker.core.admission import Admitted, Ask, Refused, WorkerCapacity
 from scheduler_worker.core.cost_model import CostModel
-from scheduler_worker.core.forecast import ArrivalRate, Forecast, Waiting
+from scheduler_worker.core.forecast import ArrivalRate, Forecast, Progress, Waiting
 from scheduler_worker.core.policy import Policy, default_policy
 
 ASK = Ask("low", 100, 50)
@@ -197,3 +197,48 @@ def test_nobody_is_told_to_come_back_later_for_others_than_a_bound() -> None:
     first = times_to_come_back(forecast, "low")[0]
     last = times_to_come_back(forecast, *["low"] * 500)[-1]
     assert last == pytest.approx(first + default_policy().find("low").max_wait_s)
+
+
+def looked_at(*looks: tuple[int, float]) -> float:
+    """What is missing at the last look, of requests that take 10 s: (how many run, when)."""
+    progress = Progress()
+    return [progress.missing(num_running, 10.0, at) for num_running, at in looks][-1]
+
+
+def test_whoever_has_run_for_long_is_halfway_through() -> None:
+    assert looked_at((8, 0.0), (8, 5.0), (8, 60.0)) == 0.0
+
+
+def test_whoever_has_just_begun_lacks_half_a_request() -> None:
+    assert looked_at((0, 0.0), (8, 60.0)) == pytest.approx(0.5)
+
+
+def test_those_who_have_begun_together_come_on_with_time() -> None:
+    assert looked_at((0, 0.0), (8, 60.0), (8, 62.0)) == pytest.approx(0.3)
+
+
+def test_one_that_begins_brings_down_the_mean_of_those_that_run() -> None:
+    assert looked_at((4, 0.0), (4, 60.0), (5, 60.0)) == pytest.approx(0.5 - 0.5 * 4 / 5)
+
+
+def test_who_ends_leaves_the_others_where_they_are() -> None:
+    assert looked_at((0, 0.0), (8, 60.0), (4, 62.0)) == pytest.approx(0.3)
+
+
+def test_of_requests_that_take_no_time_nothing_is_missing() -> None:
+    assert Progress().missing(4, 0.0, 60.0) == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize(("admit_on", "lags"), [("max_wait", True), ("ttft", False)])
+def test_a_bound_reckons_with_a_burst_that_has_just_begun_to_run_and_an_objective_does_not(
+    admit_on: str, lags: bool
+) -> None:
+    classes = tuple(one.model_copy(update={"admit_on": admit_on}) for one in default_policy().classes)
+    policy, load = default_policy().model_copy(update={"classes": classes}), {"low": Waiting(4, 1000.0)}
+    waits_s = []
+    for begun_at in (-60.0, 0.0):
+        forecast = Forecast(-600.0)
+        for num_running, at in ((0, begun_at - 1.0), (8, begun_at), (8, 0.0)):
+            answer = forecast.decide(policy, ASK, load, [WORKER], 1, at, num_running)
+        waits_s.append(answer.wait_s if isinstance(answer, Admitted) else float(answer.numbers["predicted_s"]))
+    assert (waits_s[1] > waits_s[0]) is lags

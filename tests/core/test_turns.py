@@ -65,6 +65,26 @@ def test_a_starving_one_goes_first_however_late() -> None:
     assert reasons(world)["starving"] is Reason.STARVING
 
 
+@pytest.mark.parametrize(("waited_s", "reason"), [(20.0, Reason.RESCUE), (25.0, Reason.TURN)])
+def test_nobody_is_rescued_while_one_of_the_same_class_starves(waited_s: float, reason: Reason) -> None:
+    """Two of low have waited so long, and one of high waits, so that low's second has no credit for the tier."""
+    world = one_slot()
+    for name in ("first", "second"):
+        world.add(name, "low", at=0.0)
+    world.now = waited_s
+    world.add("fresh", "low")
+    world.add("other", "high")
+    world.now += 0.48
+    state = world.scheduler.state
+    state.waiting.advance(world.now)
+    found = {}
+    with Turns(state.waiting, state.ledger, state.policy, world.now) as turns:
+        for sequence, why in turns:
+            found[sequence.seq_id] = why
+            turns.charge(sequence, 100.0)
+    assert found["fresh"] is reason
+
+
 def test_the_tier_begins_a_guard_before_the_bound() -> None:
     """max_wait 30 s and guard 0.2: from 24 s on."""
     started = []

@@ -141,17 +141,29 @@ def test_no_wait_is_predicted_ten_times_too_long(num: int) -> None:
     assert far_off == []
 
 
-@pytest.mark.parametrize("num", [80, 100, 150])
+def as_told(one: Outcome) -> Request:
+    """The same request again, when it was told to come back: in whole seconds, at least one."""
+    return replace(one.request, arrival_s=one.arrived_at + max(1, ceil(one.retry_after_s or 0.0)))
+
+
+@pytest.mark.parametrize("num", [80, 100, 150, 200])
 def test_who_comes_back_when_told_to_is_let_in(num: int) -> None:
-    """Retry-After is told in whole seconds, at least one."""
     first, _ = run(burst(num))
-    back = [
-        replace(one.request, arrival_s=one.arrived_at + max(1, ceil(one.retry_after_s or 0.0)))
-        for one in refused(first)
-    ]
+    back = [as_told(one) for one in refused(first)]
     second, _ = run([*burst(num), *sorted(back, key=lambda one: one.arrival_s)])
     again = [one for one in second.outcomes[num:] if one.refused]
     assert (len(back) > 0, again, longest_wait_s(second) <= BOUND_S) == (True, [], True)
+
+
+@pytest.mark.parametrize("num", [200, 250, 300, 400])
+def test_whoever_is_let_in_starts_within_the_bound_while_all_who_were_refused_come_back(num: int) -> None:
+    """Those that are refused again come back again."""
+    requests, back = burst(num), set[Request]()
+    for _ in range(4):
+        turned_away = [one for one in refused(run(requests)[0]) if one.request not in back]
+        requests = sorted([*requests, *map(as_told, turned_away)], key=lambda one: one.arrival_s)
+        back.update(one.request for one in turned_away)
+    assert longest_wait_s(run(requests)[0]) <= BOUND_S
 
 
 def test_nobody_is_told_to_come_back_when_all_has_long_been_served() -> None:
