@@ -32,6 +32,9 @@ TESTS = {
     "preemption": ("test_preemption",),
     "admission": ("test_admission",),
     "batch_limit": ("test_batch_limit", "test_scheduler"),
+    "forecast": ("test_forecast",),
+    "turns": ("test_turns", "test_fairness", "test_scheduler", "test_determinism"),
+    "lockstep": ("test_chunks", "test_scheduler", "test_in_flight", "test_determinism", "test_preemption"),
 }
 BARE = ("-x", "-q", "--noconftest", "-c", os.devnull, "--rootdir", str(ROOT), "-pno:cacheprovider", "-pno:django")
 """The core's tests need nothing of the other parts', which take seconds to import."""
