@@ -451,6 +451,10 @@ def _busy(whose: str) -> Sentence:
     def sentence(event: EventRecord) -> str:
         num = _number(event, "num_running")
         holders = f", {_text(event, 'holders')}" if _text(event, "holders") else ""
+        if num is not None and (num_claimed := _number(event, "num_free_slots") or 0.0):
+            rest = "the other is" if num_claimed == 1 else f"the other {num_claimed:,.0f} are"
+            verb = "is" if num == 1 else "are"
+            return f"{num:,.0f} of {num + num_claimed:,.0f} slots{whose} {verb} busy{holders}; {rest} claimed already."
         if num == 1:
             return f"The one slot{whose} is busy{holders}."
         return f"All{'' if num is None else f' {num:,.0f}'} slots{whose} are busy{holders}."

@@ -200,3 +200,9 @@ def test_free_slots_come_with_the_reason_why_they_stay_free() -> None:
 
 def test_a_tenants_own_requests_go_first() -> None:
     assert why("all_slots", 3, num_running=8) == "All 8 slots are busy. 3 of team-b's own requests go first."
+
+
+def test_slots_that_are_free_and_claimed_are_told_apart_from_busy_ones() -> None:
+    assert why("batch_limit", 0, num_running=3, num_free_slots=1).startswith(
+        "3 of 4 slots of the batch limit are busy; the other is claimed already."
+    )

@@ -87,8 +87,10 @@ export function mean(value: number): string {
   return Number.isInteger(value) ? count(value) : significant(value);
 }
 
+/** A rate: 1,204, 312, 26.1, 0.8, 0.033; few requests a second are no exact figure. */
 export function rate(perSecond: number): string {
-  return perSecond >= 1000 ? count(perSecond) : significant(perSecond);
+  if (perSecond >= 100) return count(perSecond);
+  return String(Number(perSecond.toPrecision(perSecond < 0.1 ? 2 : 3)));
 }
 
 /** Bytes in decimal units: 128 GB, 1.2 GB, 640 MB. */

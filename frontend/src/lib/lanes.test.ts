@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import type { Cell } from '../api/live';
-import { cellsOf, freeSlots, parkedCells, parkedWords, waitBars } from './lanes';
+import { cellsOf, freeSlots, parkedCells, parkedWords, waitBars, workerLoad } from './lanes';
 import { aClass, aSnapshot, aWorker } from './testing';
 
 const cell = (id: string, state: Cell['state'], arrivedAt: number, classId = 'high'): Cell => ({
@@ -52,6 +52,15 @@ describe('free slots', () => {
 
   it('do not count those of a silent worker', () => {
     expect(freeSlots(aSnapshot({ workers: [aWorker('w1', { state: 'silent' })] }))).toEqual({ head: 'No free slot', why: 'no worker is live' });
+  });
+});
+
+describe('a batch limit below what runs', () => {
+  const over = aWorker('w1', { batch_limit: 4, num_running: 6 });
+
+  it('says how many run beyond it, and why they may', () => {
+    expect(workerLoad(over).slots).toBe('4 of 4, 2 more');
+    expect(freeSlots(aSnapshot({ workers: [over] })).why).toBe('every slot of the batch limit is taken; 2 requests more run from before it shrank');
   });
 });
 

@@ -51,9 +51,16 @@ export function kvShare(worker: WorkerLive): number | null {
   return worker.num_blocks === 0 ? null : worker.num_used_blocks / worker.num_blocks;
 }
 
-/** Under a worker's name: "47 of 52 slots, KV 97 %". */
+/** Sequences beyond a limit that shrank meanwhile: nobody is preempted for it. */
+export function numOver(worker: WorkerLive): number {
+  return Math.max(0, worker.num_running - worker.batch_limit);
+}
+
+/** Under a worker's name: "47 of 52 slots, KV 97 %"; "4 of 4, 2 more" where the limit shrank below what runs. */
 export function workerLoad(worker: WorkerLive): { slots: string; kv: string } {
-  return { slots: `${worker.num_running} of ${worker.batch_limit}`, kv: `KV ${wholePercent(kvShare(worker))}` };
+  const over = numOver(worker);
+  const slots = `${worker.num_running - over} of ${worker.batch_limit}${over === 0 ? '' : `, ${over} more`}`;
+  return { slots, kv: `KV ${wholePercent(kvShare(worker))}` };
 }
 
 /** The row of free slots: how many, and why nobody takes them, as far as the figures say it. */
@@ -61,12 +68,18 @@ export function freeSlots(snapshot: LiveSnapshot): { head: string; why: string }
   const heard = snapshot.workers.filter((worker) => worker.state === 'live');
   const free = heard.reduce((sum, worker) => sum + numFree(worker), 0);
   const isFull = heard.length > 0 && heard.every((worker) => (kvShare(worker) ?? 0) >= 0.99);
-  if (free === 0) return { head: 'No free slot', why: heard.length === 0 ? 'no worker is live' : 'every slot of the batch limit is taken' };
+  if (free === 0) return { head: 'No free slot', why: heard.length === 0 ? 'no worker is live' : takenWords(heard) };
   const head = plural(free, 'free slot');
   if (isFull) return { head: `${head} that nobody can use`, why: `${heard.length === 1 ? 'the worker is' : 'every worker is'} out of KV blocks` };
   if (snapshot.num_waiting === 0) return { head, why: 'nobody is waiting' };
   const reason = whyNotStarted(snapshot);
   return { head, why: `${count(snapshot.num_waiting)} waiting${reason === '' ? '' : `. ${reason}`}` };
+}
+
+function takenWords(workers: readonly WorkerLive[]): string {
+  const over = workers.reduce((sum, worker) => sum + numOver(worker), 0);
+  const more = over === 0 ? '' : `; ${plural(over, 'request')} more ${over === 1 ? 'runs' : 'run'} from before it shrank`;
+  return `every slot of the batch limit is taken${more}`;
 }
 
 /** What stands in a class's parked column when no cell does, or below its cells. */

@@ -4,6 +4,7 @@ import {
   announcement,
   brokenFact,
   brokenHeadline,
+  budgetShown,
   budgetSpan,
   burnLine,
   isLate,
@@ -152,6 +153,18 @@ describe('the error budget', () => {
     expect(budgetSpan(aClass('high'), NOW)).toBe('30 d');
     expect(budgetSpan(aClass('high', { budget_since: NOW - 3600 }), NOW)).toBe('since 02:12');
     expect(budgetSpan(aClass('high', { budget_since: NOW - 86_400 }), NOW)).toBe('since 23 Nov');
+  });
+});
+
+describe('a class with too few requests to judge', () => {
+  const few = aClass('high', { attainment: 0.666, num_judged: 3, num_late: 1, burn_rate: 6.7, budget_left: 0, budget_since: NOW - 60 });
+
+  it('has no pace, and no budget that only they have used', () => {
+    expect([burnLine(few), budgetShown(few, NOW)]).toEqual(['too few to judge', null]);
+  });
+
+  it('keeps the budget that others have left', () => {
+    expect(budgetShown({ ...few, budget_left: 0.7, budget_since: NOW - 86_400 }, NOW)).toBe(0.7);
   });
 });
 

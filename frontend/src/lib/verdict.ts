@@ -49,6 +49,11 @@ export function brokenFact(verdict: Verdict, one: ClassLive | null): { lead: str
   };
 }
 
+/** Numbers stay with their units where a line ends. */
+export function unbroken(text: string): string {
+  return text.replace(/(\d) (%|m?s\b|min\b|UTC)/g, '$1\u00a0$2');
+}
+
 function capital(text: string): string {
   return `${text.charAt(0).toUpperCase()}${text.slice(1)}`;
 }
@@ -167,10 +172,17 @@ export function isLate(one: ClassLive, metric: Metric, percentile: Percentile): 
 /** "8.8× burn, gone in 31 h": the pace of the budget; how long it lasts only where it would run out within 30 days. */
 export function burnLine(one: ClassLive): string | null {
   if (one.burn_rate === null) return null;
+  if (isUndecided(one)) return 'too few to judge';
   const pace = `${one.burn_rate < 10 ? one.burn_rate.toFixed(1) : count(one.burn_rate)}× burn`;
   if (one.budget_left === null || one.burn_rate <= 1) return pace;
   if (one.budget_left <= 0) return `${pace}, used up`;
   return `${pace}, gone in ${inHours((one.budget_left * 30 * 24) / one.burn_rate)}`;
+}
+
+/** What is left of the budget; not known while it counts only the few requests that are too few to judge. */
+export function budgetShown(one: ClassLive, now: number): number | null {
+  const isYoung = one.budget_since !== null && now - one.budget_since < one.window_s;
+  return isYoung && isUndecided(one) ? null : one.budget_left;
 }
 
 /** What the budget counts: "30 d", or since when where the objectives are younger than that. */

@@ -14,7 +14,7 @@ import { count, latency, latencyBeside, latencyText, objective, percent, wholePe
 import type { PanelState } from '../../lib/panelState';
 import { isOld } from '../../lib/panelState';
 import { duration } from '../../lib/time';
-import { budgetSpan, burnLine, isLate, isUndecided, judgedSpanShort, keepsBoth, metricName, promiseLine, promised } from '../../lib/verdict';
+import { budgetShown, budgetSpan, burnLine, isLate, isUndecided, judgedSpanShort, keepsBoth, metricName, promiseLine, promised } from '../../lib/verdict';
 import { whyAnchor } from '../../lib/waiting';
 import { useLiveClock, usePanelState } from './clock';
 
@@ -113,6 +113,7 @@ function limitOf(one: ClassLive, metric: Metric): number {
 function Foot({ one }: { one: ClassLive }) {
   const { now } = useLiveClock();
   const burn = burnLine(one);
+  const left = budgetShown(one, now);
   const isBroken = !keepsBoth(one);
   const burnsFast = isBroken && (one.burn_rate ?? 0) > 1;
   const misses = isBroken && one.attainment !== null && one.attainment < one.objective.target;
@@ -135,10 +136,10 @@ function Foot({ one }: { one: ClassLive }) {
           <Term name="budget">Error budget</Term> left, {budgetSpan(one, now)}
         </dt>
         <dd>
-          <b>{wholePercent(one.budget_left)}</b>
+          <b>{wholePercent(left)}</b>
           {burn === null ? null : <small className={burnsFast ? 'bad' : ''}>{burn}</small>}
           <span className="bar full">
-            <i style={{ width: `${Math.max(0, Math.min(1, one.budget_left ?? 0)) * 100}%` }} />
+            <i style={{ width: `${Math.max(0, Math.min(1, left ?? 0)) * 100}%` }} />
           </span>
         </dd>
       </div>

@@ -10,7 +10,7 @@ import type { ChartModel } from '../../components/plot';
 import { Term } from '../../components/Term';
 import { columns, stacked } from '../../lib/chart';
 import type { Figure } from '../../lib/format';
-import { count, figure, latencyBeside, latencyText, mean, objective, rate, significant } from '../../lib/format';
+import { count, figure, latencyBeside, latencyText, mean, objective, rate } from '../../lib/format';
 import type { PanelState } from '../../lib/panelState';
 import { clock, duration } from '../../lib/time';
 import { useLiveClock, usePanelState } from './clock';
@@ -147,8 +147,8 @@ function GoodputNote({ snapshot }: { snapshot: LiveSnapshot }) {
   if (good === null || all === null) return <p className="note">No request has finished in the window.</p>;
   return (
     <p className="note">
-      <Term name="goodput">Goodput</Term>: <span data-figure="goodput_rps" data-value={good}>{significant(good)}</span> of{' '}
-      <span data-figure="finished_rps" data-value={all}>{significant(all)}</span> requests/s met all their objectives.
+      <Term name="goodput">Goodput</Term>: <span data-figure="goodput_rps" data-value={good}>{rate(good)}</span> of{' '}
+      <span data-figure="finished_rps" data-value={all}>{rate(all)}</span> requests/s met all their objectives.
     </p>
   );
 }

@@ -74,7 +74,7 @@ function Fact({ snapshot }: { snapshot: LiveSnapshot }) {
   const { lead, late, of, end } = words.brokenFact(verdict, words.classOf(snapshot, verdict.class_id));
   return (
     <>
-      {lead}
+      {words.unbroken(lead)}
       <span data-figure="verdict.num_late" data-value={verdict.num_late}>
         {late}
       </span>{' '}
