@@ -354,7 +354,7 @@ def _all_started_s(policy: Policy, demands: Mapping[str, Demand], supply: Supply
     """Seconds until all have started who wait now."""
     work = sum(demands[one.id].waiting_cost for one in policy.classes if one.id in demands)
     credit = FREE_ROW_CREDIT * supply.num_free_rows * _mean_cost(demands)
-    return max(0.0, work - credit) / max(supply.rate, MIN_RATE) + supply.lag_s
+    return (work - credit) / max(supply.rate, MIN_RATE) + supply.lag_s
 
 
 def _queue_full(rules: ClassPolicy, demand: Demand, wait_s: float) -> Refused:

@@ -246,16 +246,16 @@ def test_in_a_burst_the_time_to_come_back_counts_what_is_expected_of_it_twice() 
     assert answer.retry_after_s == pytest.approx(70.0 - (30.0 - 12.0))
 
 
-@pytest.mark.parametrize(("admit_on", "retry_after_s"), [("max_wait", 37.0), ("ttft", 31_000 / 900 - 0.3)])
+@pytest.mark.parametrize(("admit_on", "retry_after_s"), [("max_wait", 35.0), ("ttft", 29_000 / 900 - 0.3)])
 def test_who_is_refused_by_a_bound_comes_back_when_all_who_wait_have_started(
     admit_on: str, retry_after_s: float
 ) -> None:
-    """31,000 of medium and 4,000 of low, which come after it: 35 s, and 2 s until those who run are halfway through. By
-    an objective of 0.3 s, for which they do not count, medium comes back when the 900 a second that low leaves will
-    have served its own in that time."""
+    """31 of medium and 4 of low, which come after it, of 1,000 each, half of four of them in free rows: 33 s, and 2 s
+    until those who run are halfway through. By an objective of 0.3 s, for which they do not count, medium comes back
+    when the 900 a second that low leaves will have served its own in that time."""
     policy = with_class(bounds_only(), "medium", admit_on=admit_on)
-    demands = {"medium": waiting(31_000.0), "low": waiting(4_000.0)}
-    supply = Supply(RATE, lag_s=2.0 if admit_on == "max_wait" else 0.0)
+    demands = {"medium": waiting(31_000.0, 31), "low": waiting(4_000.0, 4)}
+    supply = Supply(RATE, 4, lag_s=2.0 if admit_on == "max_wait" else 0.0)
     answer = refused(decide(policy, Ask("medium", 100, 50), demands, supply, 0.0))
     assert answer.retry_after_s == pytest.approx(retry_after_s)
 

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from scheduler_worker.core.admission import Admitted, Ask, Refused, WorkerCapacity
+from scheduler_worker.core.admission import (
+    Admitted,
+    Ask,
+    MeanRequest,
+    Refused,
+    WorkerCapacity,
+    request_cost,
+    supply_for,
+)
 from scheduler_worker.core.cost_model import CostModel
 from scheduler_worker.core.forecast import ArrivalRate, Forecast, Progress, Waiting
 from scheduler_worker.core.policy import Policy, default_policy
@@ -229,10 +237,17 @@ def test_of_requests_that_take_no_time_nothing_is_missing() -> None:
     assert Progress().missing(4, 0.0, 60.0) == pytest.approx(0.5)
 
 
-@pytest.mark.parametrize(("admit_on", "lags"), [("max_wait", True), ("ttft", False)])
+def test_short_requests_come_on_too() -> None:
+    progress = Progress()
+    progress.missing(0, 0.8, 60.0)
+    assert [progress.missing(8, 0.8, at) for at in (60.0, 60.2)] == pytest.approx([0.5, 0.25])
+
+
+@pytest.mark.parametrize(("admit_on", "share"), [("max_wait", 0.5), ("ttft", 0.0)])
 def test_a_bound_reckons_with_a_burst_that_has_just_begun_to_run_and_an_objective_does_not(
-    admit_on: str, lags: bool
+    admit_on: str, share: float
 ) -> None:
+    """Half of what the eight that run take of the pool: 256 + 256 tokens each, while nothing else is known."""
     classes = tuple(one.model_copy(update={"admit_on": admit_on}) for one in default_policy().classes)
     policy, load = default_policy().model_copy(update={"classes": classes}), {"low": Waiting(4, 1000.0)}
     waits_s = []
@@ -241,4 +256,6 @@ def test_a_bound_reckons_with_a_burst_that_has_just_begun_to_run_and_an_objectiv
         for num_running, at in ((0, begun_at - 1.0), (8, begun_at), (8, 0.0)):
             answer = forecast.decide(policy, ASK, load, [WORKER], 1, at, num_running)
         waits_s.append(answer.wait_s if isinstance(answer, Admitted) else float(answer.numbers["predicted_s"]))
-    assert (waits_s[1] > waits_s[0]) is lags
+    mean, each = MeanRequest(256.0, 256.0, 256.0), request_cost(policy, Ask("low", 256, 256))
+    supply = supply_for(policy, policy.find("low"), [WORKER], mean, 8)
+    assert waits_s[1] - waits_s[0] == pytest.approx(share * 8 * each / supply.rate)
