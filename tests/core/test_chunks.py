@@ -36,6 +36,21 @@ def test_a_decoding_row_is_the_chunk_of_its_next_position() -> None:
     assert plan.chunks[0] == Chunk("r0", 0, 16, 1, True, False, plan.chunks[0].new_blocks)
 
 
+def test_a_plan_says_what_each_decoding_row_comes_to_if_it_goes_on() -> None:
+    rows = columns_of(next_plan(a_decoding_world(2))).decodes
+    assert rows.expected == (RowResult("r0", 1), RowResult("r1", 1))
+    assert rows.emitted == (("r0", 1), ("r1", 1))
+
+
+def test_an_executor_may_name_the_rows_that_did_not_go_on() -> None:
+    world = a_decoding_world()
+    plan = next_plan(world)
+    world.scheduler.begin(plan)
+    rows = (RowResult("r0", 1), RowResult("r1", 1, stopped=True), RowResult("r2", 1))
+    applied = world.scheduler.apply_result(StepResult(plan.step, rows, 0.01, odd=(1,)), world.now)
+    assert [one.seq_id for one in applied.finished] == ["r1"]
+
+
 def test_chunks_are_equal_to_their_tuple_and_printed_as_it() -> None:
     world = a_decoding_world()
     world.add("late", prompt=40)

@@ -142,3 +142,19 @@ def test_a_prompt_takes_what_fits_into_its_own_blocks_when_no_other_is_free() ->
     world.add("long", "low", prompt=40, max_tokens=8)
     world.run()
     assert {one.num_generated_tokens for one in world.finished.values()} == {30, 8}
+
+
+def test_a_row_that_kept_its_next_block_through_a_failed_step_gets_no_second_one() -> None:
+    """Positions 15 and 16 were in flight, the latter with a block of its own."""
+    world = World(capacity=a_capacity(max_in_flight_steps=2))
+    world.add("a", prompt=14, max_tokens=40)
+    sequence = world.scheduler.state.sequences["a"]
+    while len(sequence.blocks) < 2:
+        world.launch()
+        if len(world.launched) == 2 and len(sequence.blocks) < 2:
+            world.land()
+    world.launched.clear()
+    world.take(world.scheduler.fail_step(world.now))
+    for _ in range(4):
+        world.step()
+    assert len(sequence.blocks) == 2

@@ -85,6 +85,19 @@ def test_nobody_is_rescued_while_one_of_the_same_class_starves(waited_s: float, 
     assert found["fresh"] is reason
 
 
+def test_what_is_granted_in_a_pass_counts_to_the_last_bit_between_tenants() -> None:
+    """A tenant without grants is not charged anything either."""
+    world = one_slot()
+    for name, tenant in (("a1", "a"), ("a2", "a"), ("b1", "b")):
+        world.add(name, tenant=tenant)
+    state, order = world.scheduler.state, []
+    with Turns(state.waiting, state.ledger, state.policy, world.now) as turns:
+        for sequence, _ in turns.in_turn():
+            order.append(sequence.seq_id)
+            turns.charge(sequence, 0.25)
+    assert order == ["a1", "b1", "a2"]
+
+
 def test_the_tier_begins_a_guard_before_the_bound() -> None:
     """max_wait 30 s and guard 0.2: from 24 s on."""
     started = []
