@@ -98,6 +98,16 @@ def test_what_is_granted_in_a_pass_counts_to_the_last_bit_between_tenants() -> N
     assert order == ["a1", "b1", "a2"]
 
 
+def test_a_tenant_that_was_granted_something_ahead_of_the_turn_is_behind_in_it() -> None:
+    world = one_slot()
+    for name, tenant in (("a1", "a"), ("a2", "a"), ("b1", "b")):
+        world.add(name, tenant=tenant)
+    state = world.scheduler.state
+    with Turns(state.waiting, state.ledger, state.policy, world.now) as turns:
+        turns.charge(state.sequences["a2"], 10.0)
+        assert next(turns.in_turn())[0].seq_id == "b1"
+
+
 def test_the_tier_begins_a_guard_before_the_bound() -> None:
     """max_wait 30 s and guard 0.2: from 24 s on."""
     started = []
