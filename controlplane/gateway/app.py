@@ -48,7 +48,7 @@ async def _lifespan(_: Starlette) -> AsyncIterator[None]:
     runtime = GatewayRuntime(GatewaySettings.from_django(), model)
     await runtime.start()
     gc.collect()
-    gc.freeze()  # what was loaded stays: looking through it again and again would stop all streams for a while each time
+    gc.freeze()  # what was loaded stays: looking through it again and again would stop all streams each time
     try:
         yield
     finally:
