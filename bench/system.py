@@ -201,7 +201,7 @@ def parse() -> argparse.Namespace:
     add("--learn-seconds", type=float, default=30.0)
     add("--slots", type=int, help="rows of the batch; 256 on CUDA, 16 on a CPU")
     add("--lengths", choices=LENGTHS, help="usual on CUDA, short on a CPU")
-    add("--gateways", type=int, default=max(1, min(6, cpus // 3)), help="web processes")
+    add("--gateways", type=int, default=max(1, min(8, cpus // 2)), help="web processes")
     add("--celery", type=int, default=1 if cpus < 8 else 2, help="Celery workers")
     add("--clients", type=int, default=max(1, min(4, cpus // 4)), help="client processes")
     add("--closed-requests", type=int, default=12_000, help="at most, for the capacity")
