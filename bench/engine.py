@@ -538,13 +538,13 @@ def main() -> None:
         executor.close()
         del executor
         torch.cuda.empty_cache()
+    if "prefill" in arguments.parts:
+        for num_tokens in (2048, 8192):
+            bench.prefill(bench.executor(2, num_tokens + 16), num_tokens)
     if "preempt" in arguments.parts:
         bench.preempt()
     if "prefix" in arguments.parts:
         bench.prefix()
-    if "prefill" in arguments.parts:
-        for num_tokens in (2048, 8192):
-            bench.prefill(bench.executor(2, num_tokens + 16), num_tokens)
     if arguments.json:
         document = {"environment": environment(resolve_device(arguments.device)), "rows": bench.rows}
         arguments.json.write_text(json.dumps(document, indent=1) + "\n")

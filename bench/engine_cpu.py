@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32, local_files_only=True).eval()
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32, local_files_only=True)
     requests = workload(options.requests, model.config.vocab_size)
     num_tokens = sum(one.max_tokens for one in requests)
     taken: dict[str, list[Taken]] = {name: [] for name in ENGINES}
