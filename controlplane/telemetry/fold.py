@@ -235,15 +235,17 @@ class TelemetryFold:
     def _take_first_token(self, sample: LatencySample) -> None:
         one = self._resolve(sample.class_id)
         if one is not None and sample.at >= self._restored_to:
-            self._windows[one.id].add_first_token(sample)
-            self._bucket(sample.at).add_first_token(sample, one)
+            window = self._windows[one.id]
+            window.add_first_token(sample)
+            self._bucket(sample.at).add_first_token(sample, window.rules_at(sample.at))
 
     def _take_finished(self, sample: LatencySample) -> None:
         one = self._resolve(sample.class_id)
         if one is None or sample.at < self._restored_to:
             return
-        self._windows[one.id].add_finished(sample)
-        self._bucket(sample.at).add_finished(sample, one)
+        window = self._windows[one.id]
+        window.add_finished(sample)
+        self._bucket(sample.at).add_finished(sample, window.rules_at(sample.at))
         self._finished.add(sample.at, 1)
         self._met.add(sample.at, bool(sample.met))
 

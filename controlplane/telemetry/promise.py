@@ -226,12 +226,16 @@ class _Ended:
 class PromiseWindow:
     """The samples of one class over the window, judged by one set of objectives.
 
-    `judged_since` is when they came to hold; None where that is not known, or never was different.
+    `judged_since` is when they came to hold, and `before` what held until then; None where that is not known, or never
+    was different. What ended earlier, and is told only now, is none of the window's.
     """
 
-    def __init__(self, one: ClassPolicy, judged_since: float | None = None) -> None:
+    def __init__(
+        self, one: ClassPolicy, judged_since: float | None = None, before: ClassPolicy | None = None
+    ) -> None:
         self.policy = one
         self.judged_since = judged_since
+        self._before = before
         self.ttft = SampleWindow(WINDOW_S)
         self.tpot = SampleWindow(WINDOW_S)
         self.open = Open()
@@ -242,9 +246,16 @@ class PromiseWindow:
     def under(self, one: ClassPolicy, at: float | None) -> PromiseWindow:
         """This window where the class's objectives are the same in a new policy, else an empty one from `at` on."""
         if objectives_of(one) != objectives_of(self.policy):
-            return PromiseWindow(one, at)
+            return PromiseWindow(one, at, before=self.policy)
         self.policy = one
         return self
+
+    def rules_at(self, at: float) -> ClassPolicy:
+        """By what a request is judged that ended at this instant."""
+        return self._before if self._before is not None and self._is_before(at) else self.policy
+
+    def _is_before(self, at: float) -> bool:
+        return self.judged_since is not None and at < self.judged_since
 
     def begins_at(self, now: float) -> float | None:
         """Where the window is cut short: when the objectives changed, if that is within it; else None."""
@@ -252,10 +263,12 @@ class PromiseWindow:
         return self.judged_since if recent else None
 
     def add_first_token(self, sample: LatencySample) -> None:
-        if sample.ttft_s is not None:
+        if sample.ttft_s is not None and not self._is_before(sample.at):
             self.ttft.add(sample.at, sample.ttft_s)
 
     def add_finished(self, sample: LatencySample) -> None:
+        if self._is_before(sample.at):
+            return
         if sample.tpot_s is not None:
             self.tpot.add(sample.at, sample.tpot_s)
         if counts := judged(sample, self.policy):

@@ -487,6 +487,18 @@ def test_after_a_restart_an_adopted_answer_leaves_badge_and_attainment_at_one() 
     assert (card.ttft_state.kept, card.ttft_state.num_late, card.num_late, card.num_judged) == (True, 0, 0, 8)
 
 
+def test_what_ended_before_the_objectives_changed_and_is_told_later_is_judged_by_the_old_ones() -> None:
+    one = fold()
+    one.take(worker(1))
+    one.set_policy(42, relaxed(), at=T0 + 3)
+    told_late = (ended(2.9, ttft_s=2.0),)
+    one.take(gateway(4, first_tokens=told_late, finished=told_late))
+    card = class_of(seen(one, 4))
+    assert (card.num_judged, card.ttft.num) == (0, 0)
+    (rollup,) = one.close_rollups(T0 + 60)
+    assert [(row.objectives, row.counts.num_late) for row in rollup.classes] == [(HIGH_JUDGED, 1)]
+
+
 def test_after_the_objectives_changed_every_figure_counts_since_then() -> None:
     one = fold()
     one.take(worker(1))
