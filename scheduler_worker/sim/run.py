@@ -100,8 +100,7 @@ class Admission(Protocol):
 @dataclass(frozen=True, slots=True)
 class Options:
     """How to run. `known_lengths` gives the scheduler the true output length as `max_tokens`; with `mirrored` the
-    queue is as far from a single worker as from several, and is heard while steps are computed, as the real worker
-    does. (Not for baselines, which take a claim for a start.)"""
+    queue is as far from a single worker as from several."""
 
     in_flight: int = 1
     known_lengths: bool = False
@@ -294,11 +293,6 @@ class Simulation:
         return len(self._workers) == 1 and not self._options.mirrored
 
     @property
-    def claims_early(self) -> bool:
-        """Whether claims are asked for while all steps that may be in flight are."""
-        return self._options.mirrored
-
-    @property
     def depth(self) -> int:
         """Steps that may be in flight."""
         return self._options.in_flight
@@ -343,7 +337,7 @@ class _Worker:
     def kick(self) -> None:
         """Claim what would start, then launch as many steps as may be in flight."""
         simulation, now = self._simulation, self._simulation.now
-        if self._outstanding >= simulation.depth and not simulation.claims_early:
+        if self._outstanding >= simulation.depth:
             return
         self._claim(now)
         while self._outstanding < simulation.depth and (plan := self._scheduler.plan_step(now)) is not None:

@@ -87,11 +87,6 @@ class Inbox:
         for _ in range(len(self._news)):
             yield self._news.popleft()
 
-    @property
-    def has_news(self) -> bool:
-        """Whether `take` would yield something."""
-        return bool(self._news)
-
     def wait(self, timeout_s: float) -> None:
         """Until something arrives, at most `timeout_s`."""
         if not self._news:

@@ -1,8 +1,7 @@
 """The step loop: the only code that touches the scheduler and the executor.
 
 A turn takes the news, asks for claims, launches a step if the core plans one, and collects the oldest when as
-many are in flight as the executor allows; while that one still computes, news are taken and claims asked for as
-they come. The courier and the follower speak to Redis, beside the loop.
+many are in flight as the executor allows. The courier and the follower speak to Redis, beside the loop.
 """
 
 from __future__ import annotations
@@ -45,7 +44,6 @@ REPORT_EVERY_S: Final = 0.25
 RENEW_EVERY_S: Final = 1.0
 IDLE_WAIT_S: Final = 0.1
 WAIT_WITH_WORK_S: Final = 0.005
-LOOK_EVERY_S: Final = 0.0002
 MAX_ATTEMPTS: Final = 10
 MAX_FAILED_STEPS: Final = 5
 
@@ -88,7 +86,6 @@ class StepLoop:
         self._held: dict[str, Held] = {}
         self._in_flight: deque[StepPlan] = deque()
         self._max_in_flight = executor.capacity.max_in_flight_steps
-        self._num_slots = executor.capacity.num_slots
         self._draining = False
         self._announced: PolicyAnnouncement | None = None
         self._num_failed_steps = 0
@@ -113,7 +110,6 @@ class StepLoop:
         self._ask_for_claims()
         launched = self._launch()
         if self._in_flight and (not launched or len(self._in_flight) >= self._max_in_flight):
-            self._hear_until_computed()
             output = self._collect()
             self._stats.step_ended(output, time.perf_counter() - started)
         elif not launched:
@@ -144,15 +140,6 @@ class StepLoop:
             stats, self._stats = self._stats, LoopStats()
             stats.close(self._scheduler.snapshot(self._clock.now()), self._cost_model(), self._draining)
             self._report(stats)
-
-    def _hear_until_computed(self) -> None:
-        """A request that arrives during a step is claimed before it ends, and so is in the next plan. Where no slot is
-        free, nothing is gained, and news cost less together."""
-        while len(self._held) + len(self._asked) < self._num_slots and not self._executor.ready():
-            time.sleep(LOOK_EVERY_S)
-            if self._inbox.has_news:
-                self._take_news()
-                self._ask_for_claims()
 
     # --- steps
 

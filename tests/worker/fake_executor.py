@@ -33,8 +33,7 @@ def continuation(prompt: list[int], num_tokens: int) -> list[int]:
 
 @dataclass
 class FakeExecutor:
-    """Takes `step_s` a step, from its launch on where it `computes_beside`, as a GPU does, else in `collect`. Up to
-    `max_rows` rows fit its memory."""
+    """Takes `step_s` a step. Up to `max_rows` rows fit its memory."""
 
     step_s: float = 0.0
     num_slots: int = 8
@@ -43,8 +42,6 @@ class FakeExecutor:
     max_model_len: int = 1024
     max_in_flight_steps: int = 1
     max_rows: int = 10_000
-    computes_beside: bool = False
-    ready_at: float = 0.0
     sequences: dict[str, list[int]] = field(default_factory=dict)
     inputs: dict[str, SequenceInput] = field(default_factory=dict)
     launched: deque[StepPlan] = field(default_factory=deque)
@@ -70,19 +67,16 @@ class FakeExecutor:
     def launch(self, plan: StepPlan) -> None:
         if len(plan.chunks) > self.max_rows:
             raise OutOfMemory(f"{len(plan.chunks)} rows, room for {self.max_rows}")
-        if not self.launched:
-            self.ready_at = time.perf_counter() + self.step_s
         self.launched.append(plan)
 
     def ready(self) -> bool:
-        return bool(self.launched) and (not self.computes_beside or time.perf_counter() >= self.ready_at)
+        return bool(self.launched)
 
     def collect(self) -> StepOutput:
         plan = self.launched.popleft()
         started = time.perf_counter()
         if self.step_s:
-            time.sleep(max(0.0, self.ready_at - started) if self.computes_beside else self.step_s)
-        self.ready_at = time.perf_counter() + self.step_s
+            time.sleep(self.step_s)
         rows = tuple(self._row(chunk) for chunk in plan.chunks)
         duration_s = max(time.perf_counter() - started, 1e-6)
         return StepOutput(plan.step, rows, duration_s, forward_s=duration_s)

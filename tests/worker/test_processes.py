@@ -22,16 +22,6 @@ def test_a_request_streams_back_its_tokens(fleet: Fleet) -> None:
     assert fleet.client.outputs["a"].tokens == continuation(prompt(1), 12)
 
 
-def test_a_request_is_claimed_while_a_step_computes(fleet: Fleet) -> None:
-    fleet.start("w1", step_s=2.0, computes_beside=True, max_in_flight_steps=2)
-    client = fleet.client
-    client.send("first", [1, 2], max_tokens=10)
-    client.wait_for_tokens("first", 1)
-    client.send("second", [3, 4], max_tokens=1)
-    wait_until(lambda: client.redis.hexists(keys.CLAIMS.of(POOL), "second"), "a claim")
-    assert client.num_tokens("first") == 1
-
-
 def test_many_requests_on_two_workers_are_each_answered_once_and_in_order(fleet: Fleet) -> None:
     fleet.start("w1", step_s=0.002, num_slots=4)
     fleet.start("w2", step_s=0.002, num_slots=4)
