@@ -48,13 +48,14 @@ def static(model: PreTrainedModel, requests: list[Request], num_slots: int) -> N
     model.set_attn_implementation("sdpa")
     for first in range(0, len(requests), num_slots):
         batch = [(one.token_ids, one.max_tokens) for one in requests[first : first + num_slots]]
-        generate_tokens_per_s(model, batch, 0)
+        generate_tokens_per_s(model, batch, 0, warm=False)
 
 
 def continuous(model: PreTrainedModel, requests: list[Request], num_slots: int) -> None:
     """transformers' continuous batching."""
     model.set_attn_implementation("sdpa")
-    continuous_tokens_per_s(model, [(one.token_ids, one.max_tokens) for one in requests], num_slots)
+    asked = [(one.token_ids, one.max_tokens) for one in requests]
+    continuous_tokens_per_s(model, asked, num_slots, warm=False)
 
 
 ENGINES: dict[str, Callable[[PreTrainedModel, list[Request], int], None]] = {

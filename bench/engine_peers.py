@@ -18,8 +18,8 @@ Asked = Sequence[tuple[list[int], int]]
 """Prompt tokens and the number of tokens to generate, for each request."""
 
 
-def generate_tokens_per_s(model: PreTrainedModel, requests: Asked, padding: int) -> float:
-    """Useful tokens a second of one static batch, padded on the left."""
+def generate_tokens_per_s(model: PreTrainedModel, requests: Asked, padding: int, warm: bool = True) -> float:
+    """Useful tokens a second of one static batch, padded on the left; with `warm` a few tokens before it."""
     longest, most = max(len(ids) for ids, _ in requests), max(count for _, count in requests)
     ids = torch.full((len(requests), longest), padding, device=model.device)
     mask = torch.zeros_like(ids)
@@ -28,8 +28,9 @@ def generate_tokens_per_s(model: PreTrainedModel, requests: Asked, padding: int)
         mask[row, longest - len(prompt) :] = 1
     options: Any = {"do_sample": False, "pad_token_id": padding}
     with torch.inference_mode():
-        model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=4, **options)
-        _wait(model)
+        if warm:
+            model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=4, **options)
+            _wait(model)
         started = time.perf_counter()
         model.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=most, min_new_tokens=most, **options
@@ -38,8 +39,10 @@ def generate_tokens_per_s(model: PreTrainedModel, requests: Asked, padding: int)
     return sum(count for _, count in requests) / (time.perf_counter() - started)
 
 
-def continuous_tokens_per_s(model: PreTrainedModel, requests: Asked, num_slots: int) -> float:
-    """Useful tokens a second of transformers' continuous batching."""
+def continuous_tokens_per_s(
+    model: PreTrainedModel, requests: Asked, num_slots: int, warm: bool = True
+) -> float:
+    """Useful tokens a second of transformers' continuous batching; with `warm` two requests before it."""
     given = GenerationConfig(do_sample=False, max_new_tokens=512, eos_token_id=-1, pad_token_id=0)
     manager = model.init_continuous_batching(
         generation_config=given,
@@ -47,7 +50,8 @@ def continuous_tokens_per_s(model: PreTrainedModel, requests: Asked, num_slots: 
     )
     manager.start()
     try:
-        _complete(manager, requests[:2])
+        if warm:
+            _complete(manager, requests[:2])
         started = time.perf_counter()
         num_tokens = _complete(manager, requests)
         elapsed = time.perf_counter() - started
