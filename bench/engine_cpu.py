@@ -13,6 +13,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -90,7 +91,7 @@ def main() -> None:
     taken: dict[str, list[Taken]] = {name: [] for name in ENGINES}
     for _ in range(options.rounds):
         for name, run in ENGINES.items():
-            taken[name].append(timed(lambda run=run: run(model, requests, options.slots)))  # type: ignore[misc]
+            taken[name].append(timed(partial(run, model, requests, options.slots)))
             print(f"{name}: {taken[name][-1].cpu_s:.1f} s of CPU, {taken[name][-1].wall_s:.1f} s", flush=True)
     rows = []
     for name, found in taken.items():

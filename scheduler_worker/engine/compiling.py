@@ -15,8 +15,6 @@ import torch
 from torch.nn import Embedding, Module, ModuleList
 from transformers import PreTrainedModel
 
-from scheduler_worker.engine.attention.opaque import number_layers
-
 Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
@@ -28,7 +26,6 @@ class CompiledParts:
 
     def __init__(self, model: PreTrainedModel, compile_call: Compile | None = None) -> None:
         make = compile_call or _compile
-        number_layers(model)
         self._forwards = {part: make(part.forward) for part in _parts(model)}
 
     @contextmanager

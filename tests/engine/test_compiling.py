@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from scheduler_worker.engine.attention.opaque import OPAQUE_NAME, attending
+from scheduler_worker.engine.attention.opaque import OPAQUE_NAME, attending, number_layers
 from scheduler_worker.engine.compiling import CompiledParts
 from scheduler_worker.engine.inspection import check_logits, own_attention
 from tests.engine.models import FAMILIES, make_model
@@ -42,6 +42,7 @@ def plain_attention(layers: list[int]) -> Callable[..., torch.Tensor]:
 
 
 def logits(model: PreTrainedModel, parts: CompiledParts, layers: list[int], compiled: bool) -> torch.Tensor:
+    number_layers(model)
     with own_attention(model, OPAQUE_NAME), attending(plain_attention(layers)):
         if not compiled:
             return check_logits(model)
