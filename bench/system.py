@@ -26,10 +26,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
 from bench.system_clients import LENGTHS, Clients, Run, Workload, describe
-from bench.system_report import Recording, compare, figures, measured_points, show, summary
+from bench.system_recording import Recording, Steps, read_recording, write_recording
+from bench.system_report import compare, figures, measured_points, show, summary
 from bench.system_sim import LEARNING_RATES, without_admission
 from bench.system_stack import Stack, StackSettings
 from controlplane.embedded.errors import EmbeddedServiceError
@@ -91,6 +90,7 @@ class Bench:
         self._workload = Workload(LENGTHS[options.lengths], options.gateways)
         name, vocab_size = Path(options.folder).name, self._config["vocab_size"]
         self._queued: dict[str, list[float | None]] = {}
+        self._steps: dict[str, list[Steps]] = {}
         self._clients = Clients(stack, options.data_dir, options.clients, name, vocab_size)
 
     def measure(self) -> Recording:
@@ -117,6 +117,7 @@ class Bench:
             runs=runs,
             parts=self._stack.parts(),
             queued=self._queued,
+            steps=self._steps,
         )
 
     def _run(self, name: str, *arguments: Any) -> Run:
@@ -124,6 +125,8 @@ class Bench:
         for line in describe(run):
             say(line)
         self._queued |= self._stack.queued(run.began_at)
+        messages = self._stack.worker_telemetry(run.began_at, time.time())
+        self._steps[name] = [Steps.of(one) for one in messages]
         return run
 
     def _capacity(self) -> tuple[list[Any], Run]:
@@ -255,11 +258,11 @@ def run(options: argparse.Namespace) -> None:
     """Measure, or read what was measured; then compare."""
     rows = Rows(options)
     if options.replay:
-        recording = msgspec.msgpack.decode(options.replay.read_bytes(), type=Recording)
+        recording = read_recording(options.replay)
     else:
         recording = measure(options, rows)
     if options.record:
-        options.record.write_bytes(msgspec.msgpack.encode(recording))
+        write_recording(options.record, recording)
     compare(recording, say, rows.add)
     rows.write()
     for line in summary(rows.rows):

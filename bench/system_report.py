@@ -7,13 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
-import msgspec
-
 from bench.system_clients import CLASSES, Run
 from bench.system_load import Seen
+from bench.system_recording import Recording
 from bench.system_sim import Fitted, Learned, Way, Ways, fit, predict
 from scheduler_worker.core.policy import Policy
-from scheduler_worker.protocol.messages import WorkerInfo, WorkerTelemetry
 from scheduler_worker.sim.report import nearest_rank
 
 POINTS = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
@@ -22,26 +20,6 @@ PARTS = ("queue_s", "formation_s", "prefill_s", "ttft_s")
 Say = Callable[[str], None]
 Add = Callable[[str, float, str], None]
 Table = dict[str, dict[str, float]]
-
-
-class Recording(msgspec.Struct):
-    """Everything measured, enough to do the rest again later.
-
-    `full`: the worker's messages while every slot was busy; `info`: what it published after the run `learning`;
-    `runs` by load; by request id: `parts`, the gateway's and the worker's own times (`PARTS`), and `queued`, after how
-    long it was queued and how long after that its claim came.
-    """
-
-    policy: bytes
-    num_in_flight: int
-    num_swap_blocks: int
-    info: WorkerInfo
-    full: list[WorkerTelemetry]
-    capacity: Run
-    learning: Run
-    runs: dict[float, Run]
-    parts: dict[str, list[float | None]]
-    queued: dict[str, list[float | None]] = {}
 
 
 class Point(NamedTuple):

@@ -7,13 +7,16 @@ import json
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from bench.system_clients import LENGTHS, Workload
+from bench.system_clients import LENGTHS, Run, Workload
 from bench.system_load import Job, Load, Planned, Seen
 from bench.system_model import write_text_side
+from bench.system_recording import Recording, Steps, read_recording, write_recording
 from bench.system_sim import Learned, Way, Ways
 from controlplane.gateway.tokenizer import load_text_model
+from scheduler_worker.protocol.messages import WorkerInfo
 
 EVENT = b'data: {"choices":[{"text":" a"}],"usage":null}\n\n'
 USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}\n\n'
@@ -122,3 +125,36 @@ def test_ways_are_drawn_the_same_for_the_same_seed() -> None:
     ways = Ways.of([Learned(0.5, Way(0.1 * place, 1.0), 0.03) for place in range(9)], end_s=5.0)
 
     assert ways.draw(50, 9.0, seed=3) == ways.draw(50, 9.0, seed=3) != ways.draw(50, 9.0, seed=4)
+
+
+def _recording() -> Recording:
+    info = WorkerInfo(
+        worker="w", pool="p", model="m", started_at=1.0, num_slots=2, num_blocks=4, block_size=16, max_model_len=64
+    )
+    run = Run("load", [Planned(1, 0.5, 0, "high", 3, 2)], [Seen(1, 0.5, 0.0, 200, 0.6, 0.7, 2, "12ab")], 0.0, 1.0, 9.0)
+    steps = Steps(
+        at=9.5, interval_s=0.25, num_steps=3, num_generated=5, num_prompt=3, num_running=2, num_slots=2, batch_limit=2,
+        num_context=8, num_prompt_running=6, num_waiting={"high": 1}, step_p50_s=0.01, step_p99_s=None,
+        overhead_p50_s=None,
+    )  # fmt: skip
+    return Recording(b"{}", 2, 8, info, [], run, run, {0.85: run}, {"12ab": [0.1, None]}, {}, {"load": [steps]})
+
+
+def test_a_recording_is_read_as_it_was_written(tmp_path: Path) -> None:
+    write_recording(tmp_path / "rec", _recording())
+
+    assert read_recording(tmp_path / "rec") == _recording()
+
+
+def test_a_recording_is_compressed(tmp_path: Path) -> None:
+    recording = _recording()
+    recording.parts = {f"request-{place}": [0.25, 0.5, 0.75, None] for place in range(1000)}
+    write_recording(tmp_path / "rec", recording)
+
+    assert (tmp_path / "rec").stat().st_size < len(msgspec.msgpack.encode(recording)) / 2
+
+
+def test_a_recording_that_is_not_compressed_is_read_too(tmp_path: Path) -> None:
+    (tmp_path / "rec").write_bytes(msgspec.msgpack.encode(_recording()))
+
+    assert read_recording(tmp_path / "rec") == _recording()
