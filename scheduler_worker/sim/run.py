@@ -18,6 +18,7 @@ from scheduler_worker.core.sequence import FinishReason, SequenceHeader
 from scheduler_worker.protocol.mirrors import FirstOfMirrors
 from scheduler_worker.sim.cost import StepCost
 from scheduler_worker.sim.device import answer
+from scheduler_worker.sim.host import Host
 from scheduler_worker.sim.trace import Request
 
 POLL_S: Final = 0.001
@@ -30,12 +31,13 @@ class SimulationStalled(RuntimeError):
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of one request; times on the simulated clock."""
+    """What became of one request; times on the simulated clock. `claimed_at` is known where claims take time."""
 
     request: Request
     arrived_at: float
     refused: bool = False
     retry_after_s: float | None = None
+    claimed_at: float | None = None
     first_scheduled_at: float | None = None
     first_token_at: float | None = None
     finished_at: float | None = None
@@ -100,12 +102,13 @@ class Admission(Protocol):
 @dataclass(frozen=True, slots=True)
 class Options:
     """How to run. `known_lengths` gives the scheduler the true output length as `max_tokens`; with `mirrored` the
-    queue is as far from a single worker as from several."""
+    queue is as far from a single worker as from several. `host` says more than `network_s` does, and replaces it."""
 
     in_flight: int = 1
     known_lengths: bool = False
     max_tokens: int = 1024
     network_s: float = 0.0005
+    host: Host | None = None
     mirrored: bool = False
     seed: int = 0
     keep_events: bool = True
@@ -129,6 +132,7 @@ class Simulation:
         observer: Observer | None = None,
     ) -> None:
         self._options = options
+        self.host = options.host or Host(options.network_s)
         self._admission = admission
         self._observer = observer
         self._events: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
@@ -174,10 +178,16 @@ class Simulation:
             outcome.retry_after_s = retry
             self._refuse(outcome)
             return
+        if outcome.request.enqueue_s:
+            self.at(self.now + outcome.request.enqueue_s, self._enqueue, header)
+        else:
+            self._enqueue(header)
+
+    def _enqueue(self, header: SequenceHeader) -> None:
         self._waiting[header.class_id] = self._waiting.get(header.class_id, 0) + 1
         self._sample()
-        delay = 0.0 if self.alone else self._options.network_s
         for worker in self._workers:
+            delay = 0.0 if self.alone else self.host.news_s(worker.num_rows)
             if delay:
                 self.at(self.now + delay, worker.hear, header)
             else:
@@ -194,8 +204,9 @@ class Simulation:
             num_prompt_tokens=request.num_prompt_tokens,
             max_tokens=request.num_output_tokens
             if known
-            else max(self._options.max_tokens, request.num_output_tokens),
+            else max(request.max_tokens or self._options.max_tokens, request.num_output_tokens),
             block_hashes=request.block_hashes,
+            tenant_weight=request.tenant_weight,
         )
 
     def _end(self, outcome: Outcome, ended: Finished) -> None:
@@ -281,11 +292,13 @@ class Simulation:
         won = tuple(one for one in seq_ids if self._claimed.setdefault(one, worker.index) == worker.index)
         lost = tuple(one for one in seq_ids if one not in won)
         self.history.lost_races += len(lost)
+        for seq_id in won:
+            self._by_id[seq_id].claimed_at = self.now
         self.note_claimed(won)
-        self.at(self.now + self._options.network_s, worker.answered, won, lost)
+        self.at(self.now + self.host.answer_s(worker.num_rows), worker.answered, won, lost)
         for other in self._workers:
             if other is not worker:
-                self.at(self.now + self._options.network_s, other.withdrawn, won)
+                self.at(self.now + self.host.news_s(other.num_rows), other.withdrawn, won)
 
     @property
     def alone(self) -> bool:
@@ -296,11 +309,6 @@ class Simulation:
     def depth(self) -> int:
         """Steps that may be in flight."""
         return self._options.in_flight
-
-    @property
-    def network_s(self) -> float:
-        """One way to Redis or back."""
-        return self._options.network_s
 
 
 class _Worker:
@@ -316,6 +324,8 @@ class _Worker:
         self._asking: set[str] = set()
         self._polling = False
         self._progress_at = 0.0
+        self._in_turn = False
+        self.num_rows = 0
 
     def hear(self, header: SequenceHeader) -> None:
         """The mirror shows a new header."""
@@ -337,7 +347,7 @@ class _Worker:
     def kick(self) -> None:
         """Claim what would start, then launch as many steps as may be in flight."""
         simulation, now = self._simulation, self._simulation.now
-        if self._outstanding >= simulation.depth:
+        if self._in_turn or self._outstanding >= simulation.depth:
             return
         self._claim(now)
         while self._outstanding < simulation.depth and (plan := self._scheduler.plan_step(now)) is not None:
@@ -354,14 +364,16 @@ class _Worker:
             self._simulation.note_claimed(candidates)
             return
         self._asking.update(candidates)
-        self._simulation.at(now + self._simulation.network_s, self._simulation.race, self, candidates)
+        claim_s = self._simulation.host.claim_s(self.num_rows)
+        self._simulation.at(now + claim_s, self._simulation.race, self, candidates)
 
     def _launch(self, plan: StepPlan, now: float) -> None:
         self._scheduler.begin(plan)
         self._simulation.note_begun(plan)
         start = max(now, self._device_free_at)
         duration_s = self._simulation.step_s(self._cost, plan)
-        self._device_free_at = start + duration_s
+        self.num_rows = plan.shape.num_decode_rows
+        self._device_free_at = start + duration_s + self._simulation.host.beside_s(self.num_rows)
         self._outstanding += 1
         self._progress_at = now
         self._simulation.at(self._device_free_at, self._complete, plan, duration_s)
@@ -373,6 +385,14 @@ class _Worker:
         simulation.history.num_steps += 1
         applied = self._scheduler.apply_result(simulation.result(plan, duration_s), simulation.now)
         simulation.note_applied(applied)
+        if turn_s := simulation.host.turn_s(self.num_rows):
+            self._in_turn = True
+            simulation.at(simulation.now + turn_s, self._turned)
+        else:
+            self.kick()
+
+    def _turned(self) -> None:
+        self._in_turn = False
         self.kick()
 
     def _poll(self, now: float) -> None:

@@ -35,7 +35,9 @@ class MalformedTrace(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One request of a trace. `arrival_s` counts from the trace's start; an empty class is not yet assigned."""
+    """One request of a trace. `arrival_s` counts from the trace's start; an empty class is not yet assigned. It waits
+    in the queue `enqueue_s` after its arrival, at which it was let in. `max_tokens` is what its client allowed, where
+    that is known."""
 
     arrival_s: float
     num_prompt_tokens: int
@@ -43,6 +45,9 @@ class Request:
     class_id: str = ""
     tenant: str = "default"
     block_hashes: tuple[int, ...] = ()
+    enqueue_s: float = 0.0
+    max_tokens: int | None = None
+    tenant_weight: float = 1.0
 
 
 Row = dict[str, str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -13,6 +14,7 @@ from scheduler_worker.core.policy import Policy, default_policy
 from scheduler_worker.core.scheduler import Scheduler, SchedulerVerbs
 from scheduler_worker.sim.baselines import BaselineOptions, BaselineScheduler, StaticScheduler
 from scheduler_worker.sim.cost import H200_1B, StepCost
+from scheduler_worker.sim.host import Host
 from scheduler_worker.sim.report import nearest_rank, report
 from scheduler_worker.sim.run import History, Options, Simulation
 from scheduler_worker.sim.trace import Request
@@ -151,3 +153,61 @@ def test_a_mirrored_worker_serves_each_request_once() -> None:
     requests = traffic(150)
     history = run("tidegate", requests, mirrored=True, in_flight=2)
     assert [one.num_output_tokens for one in history.outcomes] == [one.num_output_tokens for one in requests]
+
+
+class Slow(Host):
+    """News take 10 ms, a claim 20, its answer 40, and the device idles 5 ms after each step."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0)
+
+    def news_s(self, num_rows: int) -> float:
+        return 0.01
+
+    def claim_s(self, num_rows: int) -> float:
+        return 0.02
+
+    def answer_s(self, num_rows: int) -> float:
+        return 0.04
+
+    def beside_s(self, num_rows: int) -> float:
+        return 0.005
+
+
+class Thoughtful(Host):
+    """Everything is at once, but that the loop plans 3 ms after a step's end."""
+
+    def turn_s(self, num_rows: int) -> float:
+        return 0.003
+
+
+def test_a_hosts_ways_delay_the_claim_and_then_the_first_step() -> None:
+    (outcome,) = run("tidegate", [Request(1.0, 100, 4, "low")], mirrored=True, host=Slow()).outcomes
+    assert (outcome.claimed_at, outcome.first_scheduled_at) == pytest.approx((1.03, 1.07), abs=0.002)
+
+
+def test_what_a_step_takes_beside_the_device_delays_tokens_but_is_not_learned() -> None:
+    requests = [Request(0.0, 100, 11, "low")]
+    plain, slow = (Scheduler(POLICY, SMALL) for _ in range(2))
+    (near,) = Simulation(requests, [plain], [H200_1B], Options(mirrored=True, known_lengths=True)).run().outcomes
+    options = Options(mirrored=True, known_lengths=True, host=Slow())
+    (far,) = Simulation(requests, [slow], [H200_1B], options).run().outcomes
+    assert (far.tpot_s or 0.0) - (near.tpot_s or 0.0) == pytest.approx(0.005)
+    assert slow.cost_model.to_dict() == plain.cost_model.to_dict()
+
+
+@pytest.mark.parametrize(("in_flight", "later_s"), [(1, 0.003), (2, 0.0)])
+def test_the_loops_turn_delays_tokens_only_where_no_other_step_is_in_flight(in_flight: int, later_s: float) -> None:
+    requests = [Request(0.0, 100, 11, "low")]
+    cost = StepCost(base_s=0.01)
+    capacity, tpots = replace(SMALL, max_in_flight_steps=in_flight), []
+    for host in (Host(0.0), Thoughtful(0.0)):
+        options = Options(mirrored=True, in_flight=in_flight, known_lengths=True, host=host)
+        history = Simulation(requests, [Scheduler(POLICY, capacity)], [cost], options).run()
+        tpots.append(history.outcomes[0].tpot_s or 0.0)
+    assert tpots[1] - tpots[0] == pytest.approx(later_s, abs=1e-6)
+
+
+def test_a_request_waits_in_the_queue_only_once_it_is_there() -> None:
+    (outcome,) = run("tidegate", [Request(1.0, 100, 4, "low", enqueue_s=0.25)]).outcomes
+    assert (outcome.arrived_at, outcome.wait_s) == pytest.approx((1.0, 0.25), abs=0.002)
