@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
 from bench.system_clients import CLASSES, Run
 from bench.system_load import Seen
+from bench.system_prediction import Predictor, known_parts
 from bench.system_recording import Recording
-from bench.system_sim import Fitted, Learned, Way, Ways, fit, predict
+from bench.system_sim import Way
 from scheduler_worker.core.policy import Policy
 from scheduler_worker.sim.report import nearest_rank
+from scheduler_worker.sim.run import Outcome
 
 POINTS = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
 TTFT_GOALS_MS = {0.85: {"high": 80, "medium": 250, "low": 450}, 1.5: {"high": 100}}
-PARTS = ("queue_s", "formation_s", "prefill_s", "ttft_s")
 Say = Callable[[str], None]
 Add = Callable[[str, float, str], None]
 Table = dict[str, dict[str, float]]
@@ -42,39 +41,15 @@ def _times(one: Seen) -> tuple[float | None, float | None]:
     return one.first_s - one.sent_s, tpot_s
 
 
-def predicted_points(run: Run, policy: Policy, fitted: Fitted, ways: Sequence[Way], network_s: float) -> list[Point]:
-    """The simulator's answer for the judged requests, with what lies beside the worker before and after it."""
-    outcomes = predict(run.requests, run.seen, policy, fitted, ways, network_s)
+def predicted_points(run: Run, outcomes: Sequence[Outcome], ways: Sequence[Way]) -> list[Point]:
+    """The simulator's answer for the judged requests, with what lies after the worker."""
     points = []
     for one, outcome, way in zip(run.seen, outcomes, ways, strict=True):
         if run.warm_s <= one.sent_s < run.end_s:
             known = None if outcome.refused else outcome.ttft_s
-            ttft_s = None if known is None else way.before_s + known + way.after_s
+            ttft_s = None if known is None else known + way.after_s
             points.append(Point(outcome.request.class_id, ttft_s, None if ttft_s is None else outcome.tpot_s))
     return points
-
-
-def learned(recording: Recording) -> list[Learned]:
-    """The learning run's first tokens beside the worker; requests of which a part is unknown are left out."""
-    found = []
-    for one in recording.learning.judged():
-        parts, queued = _known_parts(recording, one), recording.queued.get(one.request_id)
-        ttft_s = _times(one)[0]
-        if parts is None or queued is None or queued[0] is None or ttft_s is None:
-            continue
-        queue_s, formation_s, prefill_s, _ = parts
-        way = Way(max(0.0, queued[0]), ttft_s - queue_s - formation_s - prefill_s)
-        found.append(Learned(one.sent_s, way, max(0.0, queue_s - queued[0])))
-    return found
-
-
-def _known_parts(recording: Recording, one: Seen) -> list[float] | None:
-    known = [part for part in recording.parts.get(one.request_id, ()) if part is not None]
-    return known if len(known) == len(PARTS) else None
-
-
-def offered_per_s(run: Run) -> float:
-    return len(run.judged()) / (run.end_s - run.warm_s)
 
 
 def figures(points: Sequence[Point], policy: Policy) -> Table:
@@ -130,7 +105,7 @@ def parts_of(recording: Recording, run: Run) -> dict[str, list[float | None]]:
     """Where the first token's time went, of the judged requests: seconds by part."""
     found: dict[str, list[float | None]] = {}
     for one in run.judged():
-        known, ttft_s = _known_parts(recording, one), _times(one)[0]
+        known, ttft_s = known_parts(recording, one), _times(one)[0]
         queued_s = recording.queued.get(one.request_id, (None,))[0]
         if known is None or ttft_s is None or queued_s is None:
             continue
@@ -148,29 +123,29 @@ def parts_of(recording: Recording, run: Run) -> dict[str, list[float | None]]:
 
 
 def compare(recording: Recording, say: Say, add: Add) -> None:
-    """Measured beside predicted, for all loads; the simulations run in processes of their own."""
+    """Measured beside predicted, for all loads; predicted one after the other."""
     policy = Policy.model_validate_json(recording.policy)
-    fitted = fit(recording.info, recording.full, recording.num_in_flight, recording.num_swap_blocks)
-    known = ", ".join(f"{name} {value:.3g}" for name, value in fitted.figures.items())
-    say(f"learned: {known}; {1e6 * fitted.gap_row_s:.2f} us for a row beside its step")
-    add("time beside a step, for each row", 1e6 * fitted.gap_row_s, "us")
-    ways = Ways.of(learned(recording), recording.learning.end_s)
-    add("way between queue and worker, learned", 1e3 * ways.network_s, "ms")
-    say(f"learned: {1e3 * ways.network_s:.2f} ms between queue and worker, of {sum(map(len, ways.parts))} requests")
-    with ProcessPoolExecutor(len(recording.runs), mp_context=multiprocessing.get_context("spawn")) as pool:
-        futures = {
-            load: pool.submit(
-                predicted_points, run, policy, fitted, ways.draw(len(run.seen), offered_per_s(run)), ways.network_s
-            )
-            for load, run in recording.runs.items()
-        }
-        for load, run in recording.runs.items():
-            _compare_one(recording, load, figures(futures[load].result(), policy), policy, say, add)
-            for name, values in parts_of(recording, run).items():
-                points = percentiles_ms("", values)
-                say(f"    {name:40}" + "  ".join(f"{point[1:]} {value:7.1f}" for point, value in points.items()))
-                for point, value in points.items():
-                    add(f"load {load}: first token, {name}, {point[1:]}", value, "ms")
+    predictor = Predictor(recording)
+    _tell(predictor, say, add)
+    for load, run in recording.runs.items():
+        predicted = predicted_points(run, *predictor.predict(load, run))
+        _compare_one(recording, load, figures(predicted, policy), policy, say, add)
+        for name, values in parts_of(recording, run).items():
+            points = percentiles_ms("", values)
+            say(f"    {name:40}" + "  ".join(f"{point[1:]} {value:7.1f}" for point, value in points.items()))
+            for point, value in points.items():
+                add(f"load {load}: first token, {name}, {point[1:]}", value, "ms")
+
+
+def _tell(predictor: Predictor, say: Say, add: Add) -> None:
+    """What was learned: the cost model, and what the host adds to it by the rows of a step."""
+    known = ", ".join(f"{name} {value:.3g}" for name, value in predictor.fitted.figures.items())
+    say(f"learned: {known}; {sum(map(len, predictor.ways.parts))} ways to the worker and back")
+    for num_rows, delays in predictor.host.known:
+        for name, seconds in delays._asdict().items():
+            add(f"learned, {num_rows:.0f} rows: {name.removesuffix('_s')}", 1e3 * seconds, "ms")
+        values = ", ".join(f"{name.removesuffix('_s')} {1e3 * one:.2f}" for name, one in delays._asdict().items())
+        say(f"learned, {num_rows:4.0f} rows: {values} ms")
 
 
 def _compare_one(

@@ -11,12 +11,15 @@ import msgspec
 import pytest
 
 from bench.system_clients import LENGTHS, Run, Workload
+from bench.system_host import Delays, LearnedHost, Means, Part, learn_host
 from bench.system_load import Job, Load, Planned, Seen
 from bench.system_model import write_text_side
+from bench.system_prediction import MeanStep, steps_of
 from bench.system_recording import Recording, Steps, read_recording, write_recording
 from bench.system_sim import Learned, Way, Ways
 from controlplane.gateway.tokenizer import load_text_model
 from scheduler_worker.protocol.messages import WorkerInfo
+from scheduler_worker.sim.cost import StepCost
 
 EVENT = b'data: {"choices":[{"text":" a"}],"usage":null}\n\n'
 USAGE = b'data: {"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":2}}\n\n'
@@ -95,36 +98,70 @@ async def test_a_refusal_leaves_its_connection_to_the_next_request(lengths: tupl
     assert [one.status for one in seen] == [429 if length == 1 else 200 for length in lengths]
 
 
-def _learned(*counts: int) -> Ways:
-    """Parts of one second with so many requests each; a request's way tells its part, its claim took 30 ms."""
-    learned = [
-        Learned(part + 0.5, Way(0.1 * part, 1.0), 0.03) for part, count in enumerate(counts) for _ in range(count)
-    ]
-    return Ways.of(learned, end_s=float(len(counts)))
+def _ways() -> Ways:
+    """Parts of one second; a request's way tells its part."""
+    learned = [Learned(part + 0.5, Way(0.1 * part, 1.0)) for part in range(5) for _ in range(4)]
+    return Ways.of(learned, end_s=5.0)
 
 
-@pytest.mark.parametrize(("per_s", "part"), [(4.0, 0), (9.2, 2), (50.0, 4)])
-def test_the_way_beside_the_worker_is_that_of_the_nearest_rate_learned(per_s: float, part: int) -> None:
-    drawn = _learned(4, 7, 9, 12, 16).draw(20, per_s)
+@pytest.mark.parametrize(("share", "part"), [(0.1, 0), (0.4, 0), (0.9, 2), (1.6, 4), (3.0, 4)])
+def test_the_way_beside_the_worker_is_that_of_the_rate_learned(share: float, part: int) -> None:
+    drawn = _ways().draw([share] * 20)
 
-    assert drawn == [pytest.approx(Way(0.1 * part, 1.0))] * 20
-
-
-def test_a_claim_at_a_light_rate_is_three_ways_between_queue_and_worker() -> None:
-    assert _learned(4, 7, 9, 12, 16).network_s == pytest.approx(0.01)
+    assert drawn == [Way(0.1 * part, 1.0)] * 20
 
 
-def test_what_a_claim_took_beyond_its_travel_counts_as_time_before_the_queue() -> None:
-    learned = [Learned(0.5, Way(0.1, 1.0), claim_s) for claim_s in (0.03, 0.03, 0.07)]
-    drawn = Ways.of(learned, end_s=5.0).draw(200, per_s=3.0)
+def test_between_two_rates_ways_are_drawn_from_both_by_nearness() -> None:
+    drawn = _ways().draw([0.85] * 4000)
 
-    assert {round(way.before_s, 6) for way in drawn} == {0.1, 0.14}
+    assert sum(one.before_s == pytest.approx(0.2) for one in drawn) / len(drawn) == pytest.approx(0.75, abs=0.03)
 
 
 def test_ways_are_drawn_the_same_for_the_same_seed() -> None:
-    ways = Ways.of([Learned(0.5, Way(0.1 * place, 1.0), 0.03) for place in range(9)], end_s=5.0)
+    ways = Ways.of([Learned(0.5, Way(0.1 * place, 1.0)) for place in range(9)], end_s=5.0)
 
-    assert ways.draw(50, 9.0, seed=3) == ways.draw(50, 9.0, seed=3) != ways.draw(50, 9.0, seed=4)
+    assert ways.draw([0.4] * 50, seed=3) == ways.draw([0.4] * 50, seed=3) != ways.draw([0.4] * 50, seed=4)
+
+
+def test_the_learned_host_goes_with_the_rows_between_two_parts() -> None:
+    host = LearnedHost([10.0, 30.0], [Delays(0.001, 0.0, 0.0, 0.004), Delays(0.003, 0.0, 0.0, 0.0)])
+
+    assert (host.beside_s(20), host.turn_s(25)) == pytest.approx((0.002, 0.001))
+
+
+@pytest.mark.parametrize(("num_rows", "beside_s"), [(0, 0.001), (10, 0.001), (30, 0.003), (256, 0.003)])
+def test_the_learned_host_keeps_to_its_parts_beyond_them(num_rows: int, beside_s: float) -> None:
+    host = LearnedHost([30.0, 10.0], [Delays(0.003, 0.0, 0.0, 0.0), Delays(0.001, 0.0, 0.0, 0.0)])
+
+    assert host.beside_s(num_rows) == pytest.approx(beside_s)
+
+
+def test_the_ways_that_are_learned_are_those_with_which_a_simulation_has_the_measured_means() -> None:
+    """The simulation here adds a step of 5 ms to each way, and takes the turn off it."""
+    measured = Means(queued_s=0.008, claimed_s=0.006, prefill_s=0.004)
+
+    def simulated(host: LearnedHost) -> list[Means]:
+        _, known = host.known[0]
+        return [Means(0.005 + known.news_s, 0.005 + known.answer_s, 0.005 - known.turn_s)]
+
+    (_, learned), = learn_host([Part(10.0, 0.002, measured)], simulated).known
+
+    assert learned == pytest.approx(Delays(0.002, 0.003, 0.001, 0.001), abs=1e-5)
+
+
+def test_a_mean_step_takes_beside_the_device_what_its_rows_and_prompts_do_not() -> None:
+    cost = StepCost(base_s=0.001, row_s=1e-5, prefill_token_s=1e-6)
+
+    assert MeanStep(100.0, 50.0, 0.003).beside_s(cost) == pytest.approx(0.00095)
+
+
+def test_the_learning_runs_steps_are_told_from_what_its_clients_saw() -> None:
+    """Parts of one second, of which the last quarter counts: two answers of 100 tokens in 0.99 s, one 10 ms late."""
+    requests = [Planned(place, 2.0, 0, "high", 25, 100) for place in range(2)]
+    seen = [Seen(place, 2.0, 0.0, 200, 2.75 + 0.01 * place, 3.74 + 0.01 * place, 100) for place in range(2)]
+    step = steps_of(Run("learning", requests, seen, 0.0, 5.0, 0.0), part_s=1.0)[2]
+
+    assert (step.num_rows, step.num_prompt_tokens, step.seconds) == pytest.approx((1.96, 2.0, 0.01))
 
 
 def _recording() -> Recording:

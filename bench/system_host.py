@@ -1,0 +1,126 @@
+"""What the host adds around the device, learned from a recorded run part by part, by simulating that run.
+
+Each of the learning run's parts has its own load, and so its own number of rows. What is not measured by itself (how
+long news are under way, how long the loop takes before it plans) is what makes the simulated part's means those of
+the measured one. Between the parts it goes with the rows.
+"""
+
+from __future__ import annotations
+
+import random
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from scheduler_worker.sim.host import Host
+
+NUM_ROUNDS = 6
+DAMPING = 0.8
+KEPT = 0.8  # of the values, around the median: what a mean is taken of
+
+
+class Delays(NamedTuple):
+    """What `LearnedHost` is made of, in seconds, and means of the same kind: a step beside the device's time; the way
+    of news; the way of a claim or its answer; the loop's turn before it plans."""
+
+    beside_s: float
+    news_s: float
+    answer_s: float
+    turn_s: float
+
+
+class Means(NamedTuple):
+    """What is compared, in seconds: from queued to claimed; from there to the first step; from that to the first
+    token."""
+
+    queued_s: float
+    claimed_s: float
+    prefill_s: float
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the learning run: its mean rows, what steps took beyond the device's time, and what was measured."""
+
+    num_rows: float
+    beside_s: float
+    means: Means
+
+
+class LearnedHost(Host):
+    """By the rows of the last step. News and answers are heard when the loop lets other threads run, once a step: their
+    ways are spread evenly from 0 to twice their mean."""
+
+    def __init__(self, rows: Sequence[float], delays: Sequence[Delays], seed: int = 0) -> None:
+        super().__init__(0.0)
+        order = sorted(range(len(rows)), key=lambda place: rows[place])
+        self._rows = [rows[place] for place in order]
+        self._delays = [delays[place] for place in order]
+        self._draw = random.Random(f"host-{seed}")
+
+    @property
+    def known(self) -> list[tuple[float, Delays]]:
+        """By rows."""
+        return list(zip(self._rows, self._delays, strict=True))
+
+    def news_s(self, num_rows: int) -> float:
+        return self._spread(self._at(num_rows).news_s)
+
+    def claim_s(self, num_rows: int) -> float:
+        return self._spread(self._at(num_rows).answer_s)
+
+    def answer_s(self, num_rows: int) -> float:
+        return self._spread(self._at(num_rows).answer_s)
+
+    def beside_s(self, num_rows: int) -> float:
+        return self._at(num_rows).beside_s
+
+    def turn_s(self, num_rows: int) -> float:
+        return self._at(num_rows).turn_s
+
+    def _spread(self, mean_s: float) -> float:
+        return self._draw.uniform(0.0, 2.0 * mean_s)
+
+    def _at(self, num_rows: float) -> Delays:
+        """Between two parts, in proportion; beyond the last ones, theirs."""
+        place = bisect_left(self._rows, num_rows)
+        if place == 0 or place == len(self._rows):
+            return self._delays[min(place, len(self._rows) - 1)]
+        below, above = self._rows[place - 1], self._rows[place]
+        share = (num_rows - below) / (above - below)
+        pairs = zip(self._delays[place - 1], self._delays[place], strict=True)
+        return Delays(*(one + share * (other - one) for one, other in pairs))
+
+
+def learn_host(parts: Sequence[Part], simulated: Callable[[LearnedHost], Sequence[Means]]) -> LearnedHost:
+    """The host with which the learning run, simulated, has the means that were measured.
+
+    `simulated` answers with the means of the same parts. Each difference is laid to the delay that it comes from.
+    """
+    rows = [one.num_rows for one in parts]
+    delays = [Delays(one.beside_s, one.means.queued_s / 4, one.means.claimed_s / 4, 0.0) for one in parts]
+    for _ in range(NUM_ROUNDS):
+        found = simulated(LearnedHost(rows, delays))
+        delays = [
+            _corrected(delay, part.means, mean) for delay, part, mean in zip(delays, parts, found, strict=True)
+        ]
+    return LearnedHost(rows, delays)
+
+
+def _corrected(known: Delays, measured: Means, simulated: Means) -> Delays:
+    changes = (
+        0.0,
+        measured.queued_s - simulated.queued_s,
+        measured.claimed_s - simulated.claimed_s,
+        simulated.prefill_s - measured.prefill_s,
+    )
+    return Delays(*(max(0.0, one + DAMPING * change) for one, change in zip(known, changes, strict=True)))
+
+
+def middle_mean(values: Sequence[float]) -> float:
+    """The mean without a tenth at either end; 0 of nothing."""
+    ordered = sorted(values)
+    cut = int(len(ordered) * (1.0 - KEPT) / 2.0)
+    kept = ordered[cut : len(ordered) - cut]
+    return sum(kept) / len(kept) if kept else 0.0

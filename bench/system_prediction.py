@@ -1,0 +1,204 @@
+"""From a recording to what the simulator says of its runs: only other runs than the predicted ones are looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
+from typing import NamedTuple
+
+from bench.system_clients import Run
+from bench.system_doors import OK, Doors
+from bench.system_host import LearnedHost, Means, Part, learn_host, middle_mean
+from bench.system_load import Seen
+from bench.system_recording import Recording
+from bench.system_sim import (
+    LEARNING_RATES,
+    SETTLING_S,
+    Learned,
+    Way,
+    Ways,
+    fit,
+    is_settled,
+    part_of,
+    simulate,
+)
+from scheduler_worker.core.policy import Policy
+from scheduler_worker.sim.cost import StepCost
+from scheduler_worker.sim.run import Outcome
+
+PARTS = ("queue_s", "formation_s", "prefill_s", "ttft_s")
+UNTOLD_S = 0.0005  # Valkey's instants are cut to milliseconds
+MOST_URGENT = "high"  # waits least for a slot: what it waits for is on its way
+
+
+class Stages(NamedTuple):
+    """One request's first token at the worker, seconds."""
+
+    sent_s: float
+    class_id: str
+    queued_s: float
+    claimed_s: float
+    prefill_s: float
+
+
+class MeanStep(NamedTuple):
+    """A part's mean step: rows that decode, prompt tokens beside them, seconds."""
+
+    num_rows: float
+    num_prompt_tokens: float
+    seconds: float
+
+    def beside_s(self, cost: StepCost) -> float:
+        """What it took beyond the device's time; what attention costs is left out, for it is near nothing here."""
+        device_s = cost.base_s + cost.row_s * self.num_rows + cost.prefill_token_s * self.num_prompt_tokens
+        return max(0.0, self.seconds - device_s)
+
+
+class Predicted(NamedTuple):
+    """What the simulator makes of a run, with the ways that were drawn for it, in the order of `run.seen`."""
+
+    outcomes: list[Outcome]
+    ways: list[Way]
+
+
+class Predictor:
+    """Learns from a recording's learning run; predicts the others in their order, since gateways remember."""
+
+    def __init__(self, recording: Recording) -> None:
+        self._recording = recording
+        self._policy = Policy.model_validate_json(recording.policy)
+        self.fitted = fit(recording.info, recording.num_in_flight, recording.num_swap_blocks)
+        self.ways = Ways.of(learned(recording), recording.learning.end_s)
+        self._doors = self._opened()
+        self.host = self._learn_host()
+        self._doors.recall(recording.learning)
+
+    def predict(self, load: float, run: Run) -> Predicted:
+        """The run at that share of the capacity."""
+        ways = self.ways.draw([load] * len(run.seen))
+        return Predicted(self._simulate(run, self.host, self._doors, ways), ways)
+
+    def _opened(self) -> Doors:
+        """The gateways as they are when the learning run begins."""
+        recording = self._recording
+        num_gateways = 1 + max(one.gateway for one in recording.learning.requests)
+        doors = Doors(self._policy, self.fitted.capacity, num_gateways, recording.capacity.began_at)
+        doors.recall(recording.capacity)
+        return doors
+
+    def _learn_host(self) -> LearnedHost:
+        run = self._recording.learning
+        ways = self.ways.draw([LEARNING_RATES[part_of(one.sent_s, self.ways.part_s)] for one in run.seen])
+        measured = means_of(measured_stages(self._recording, run), self.ways.part_s)
+        steps = steps_of(run, self.ways.part_s)
+        parts = [
+            Part(step.num_rows, step.beside_s(self.fitted.cost), means)
+            for step, means in zip(steps, measured, strict=True)
+        ]
+
+        def simulated(host: LearnedHost) -> Sequence[Means]:
+            outcomes = self._simulate(run, host, deepcopy(self._doors), ways)
+            return means_of(simulated_stages(run, outcomes), self.ways.part_s)
+
+        return learn_host(parts, simulated)
+
+    def _simulate(self, run: Run, host: LearnedHost, doors: Doors, ways: Sequence[Way]) -> list[Outcome]:
+        return simulate(run, self._policy, self.fitted, host, doors, ways)
+
+
+def known_parts(recording: Recording, one: Seen) -> list[float] | None:
+    """The gateway's and the worker's own times of a request (`PARTS`), if all are known."""
+    known = [part for part in recording.parts.get(one.request_id, ()) if part is not None]
+    return known if len(known) == len(PARTS) else None
+
+
+def learned(recording: Recording) -> list[Learned]:
+    """The learning run's first tokens beside the worker; requests of which a part is unknown are left out."""
+    found = []
+    for one in recording.learning.seen:
+        parts, queued_s = known_parts(recording, one), recording.queued.get(one.request_id, (None,))[0]
+        if parts is None or queued_s is None or one.first_s is None:
+            continue
+        at_worker_s = sum(parts[:3])
+        before_s = max(0.0, queued_s + UNTOLD_S)
+        found.append(Learned(one.sent_s, Way(before_s, one.first_s - one.sent_s - at_worker_s)))
+    return found
+
+
+def measured_stages(recording: Recording, run: Run) -> list[Stages]:
+    """Of the run's requests whose every part is known."""
+    classes, found = run.class_of(), []
+    for one in run.seen:
+        parts, queued = known_parts(recording, one), recording.queued.get(one.request_id, ())
+        if one.status != OK or parts is None or one.first_s is None:
+            continue
+        known = [value for value in queued if value is not None]
+        if len(known) == 2:
+            claimed_s = parts[0] + parts[1] - sum(known) - UNTOLD_S
+            found.append(Stages(one.sent_s, classes[one.index], known[1], claimed_s, parts[2]))
+    return found
+
+
+def simulated_stages(run: Run, outcomes: Iterable[Outcome]) -> list[Stages]:
+    """Of the requests that were served."""
+    found = []
+    for seen, one in zip(run.seen, outcomes, strict=True):
+        instants = (one.claimed_at, one.first_scheduled_at, one.first_token_at)
+        known = [at for at in instants if at is not None]
+        if one.refused or len(known) < len(instants):
+            continue
+        claimed_at, scheduled_at, first_at = known
+        found.append(
+            Stages(
+                seen.sent_s,
+                one.request.class_id,
+                claimed_at - one.arrived_at - one.request.enqueue_s,
+                scheduled_at - claimed_at,
+                first_at - scheduled_at,
+            )
+        )
+    return found
+
+
+def means_of(stages: Sequence[Stages], part_s: float) -> list[Means]:
+    """By part of the learning run. The ways to the worker and back: of the most urgent class."""
+    found = []
+    for part in range(len(LEARNING_RATES)):
+        mine = [one for one in stages if part_of(one.sent_s, part_s) == part and is_settled(one.sent_s, part_s)]
+        urgent = [one for one in mine if one.class_id == MOST_URGENT]
+        found.append(
+            Means(
+                _middle(urgent, lambda one: one.queued_s),
+                _middle(urgent, lambda one: one.claimed_s),
+                _middle(urgent, lambda one: one.prefill_s),
+            )
+        )
+    return found
+
+
+def _middle(stages: Iterable[Stages], value: Callable[[Stages], float]) -> float:
+    return middle_mean([value(one) for one in stages])
+
+
+def steps_of(run: Run, part_s: float) -> list[MeanStep]:
+    """By part of the learning run, as clients saw them: how many answers were on their way at once, and how long their
+    tokens took."""
+    planned = {one.index: one for one in run.requests}
+    found = []
+    for part in range(len(LEARNING_RATES)):
+        begins_s, ends_s = part * part_s + SETTLING_S, (part + 1) * part_s
+        answers_s = num_tokens = 0.0
+        num_prompt = 0
+        for one in run.seen:
+            if one.first_s is None or one.end_s is None:
+                continue
+            if begins_s <= one.first_s < ends_s:
+                num_prompt += planned[one.index].num_prompt_tokens
+            overlap_s = min(one.end_s, ends_s) - max(one.first_s, begins_s)
+            if overlap_s > 0.0:
+                answers_s += overlap_s
+                num_tokens += overlap_s * (one.num_tokens - 1) / (one.end_s - one.first_s)
+        step_s = answers_s / max(num_tokens, 1.0)
+        length_s = part_s - SETTLING_S
+        found.append(MeanStep(answers_s / length_s, num_prompt * step_s / length_s, step_s))
+    return found
