@@ -18,6 +18,7 @@ from controlplane.policies.api import (
     RollBackView,
     ValidatePolicyView,
 )
+from controlplane.policies.trial_api import TrafficView, TrialsView, TrialView
 from controlplane.tenants.api import PlaygroundKeyView
 
 api = [
@@ -26,6 +27,9 @@ api = [
     path("policies/active", ActivePolicyView.as_view()),
     path("policies/schema", PolicySchemaView.as_view()),
     path("policies/validate", ValidatePolicyView.as_view()),
+    path("policies/traffic", TrafficView.as_view()),
+    path("policies/trials", TrialsView.as_view()),
+    path("policies/trials/<int:trial>", TrialView.as_view()),
     path("policies/<int:version>", PolicyView.as_view()),
     path("policies/<int:version>/rollback", RollBackView.as_view()),
     path("fleet/workers", WorkersView.as_view()),

@@ -52,3 +52,47 @@ class PolicyVersion(models.Model):
 
     def __str__(self) -> str:
         return f"{self.pool_id} v{self.version}"
+
+
+class TrialState(models.TextChoices):
+    """How far a draft's trial on recorded traffic is."""
+
+    QUEUED = "queued", "queued"
+    RUNNING = "running", "running"
+    DONE = "done", "done"
+    FAILED = "failed", "failed"
+    CANCELLED = "cancelled", "cancelled"
+
+
+OPEN_TRIAL_STATES = (TrialState.QUEUED, TrialState.RUNNING)
+
+
+class Trial(models.Model):
+    """A draft on recorded traffic, beside the version that was live: what was asked, and what came of it.
+
+    `document` is the draft as it was then. `result` has the shape of `trial_api.ResultSerializer`.
+    """
+
+    pool = models.CharField(max_length=63)
+    author = models.CharField(max_length=150)
+    base_version = models.PositiveIntegerField(help_text="The version that was live, and is compared with.")
+    document = models.JSONField()
+    window_s = models.PositiveIntegerField(null=True, help_text="How far back; empty: as far as there is traffic.")
+    state = models.CharField(max_length=10, choices=TrialState, default=TrialState.QUEUED)
+    created_at = models.DateTimeField()
+    started_at = models.DateTimeField(null=True)
+    finished_at = models.DateTimeField(null=True)
+    num_done = models.PositiveIntegerField(default=0)
+    num_total = models.PositiveIntegerField(default=0)
+    problem = models.TextField(blank=True, help_text="Why there is no result.")
+    result = models.JSONField(null=True)
+
+    class Meta:
+        ordering = ["-id"]
+        constraints = [
+            models.CheckConstraint(condition=models.Q(state__in=TrialState.values), name="trial_state_known"),
+        ]
+        indexes = [models.Index(fields=["pool", "-id"], name="trial_newest")]
+
+    def __str__(self) -> str:
+        return f"{self.pool} trial {self.pk}"

@@ -7,11 +7,14 @@ from typing import Any
 from django.db.models import QuerySet
 
 from controlplane.common.errors import NotFound
-from controlplane.policies.models import PolicyVersion, VersionState
+from controlplane.policies.models import PolicyVersion, Trial, VersionState
 from scheduler_worker.core.policy import Policy, policy_schema
 from scheduler_worker.protocol.messages import PolicyAnnouncement
 
-__all__ = ["active", "active_policy", "announcement_of", "find_active", "schema", "version_of", "versions"]
+__all__ = [
+    "active", "active_policy", "announcement_of", "find_active", "schema", "trial_of", "trials", "version_of",
+    "versions",
+]  # fmt: skip
 
 
 def find_active(pool: str) -> PolicyVersion | None:
@@ -60,3 +63,16 @@ def announcement_of(version: PolicyVersion) -> PolicyAnnouncement:
 def schema() -> dict[str, Any]:
     """The JSON Schema of a policy document."""
     return policy_schema()
+
+
+def trials(pool: str) -> QuerySet[Trial]:
+    """All trials of a pool, newest first."""
+    return Trial.objects.filter(pool=pool).order_by("-id")
+
+
+def trial_of(pool: str, trial_id: int) -> Trial:
+    """One trial of a pool; raises `NotFound`."""
+    found = trials(pool).filter(pk=trial_id).first()
+    if found is None:
+        raise NotFound(f"The pool {pool} has no trial {trial_id}.")
+    return found

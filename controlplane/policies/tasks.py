@@ -5,10 +5,16 @@ from __future__ import annotations
 from celery import shared_task
 from django.conf import settings
 
-from controlplane.policies import announcing
+from controlplane.policies import announcing, trials
 
 
 @shared_task(name="policies.reconcile_announcement")
 def reconcile_announcement() -> bool:
     """Announce the live policy again when the two differ; whether they did."""
     return announcing.reconcile(settings.TIDEGATE.pool)
+
+
+@shared_task(name="policies.run_trial")
+def run_trial(trial_id: int) -> str:
+    """Replay recorded traffic under the live policy and a draft; the state in which the trial ended."""
+    return trials.run(trial_id)

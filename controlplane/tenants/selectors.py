@@ -76,3 +76,8 @@ def retention_rules(tenant_ids: set[int]) -> dict[int, RetentionRule]:
     """The rules of several tenants by id. One query."""
     rows = Tenant.objects.filter(pk__in=tenant_ids).values_list("pk", "retention", "retention_days")
     return {pk: RetentionRule(retention, days) for pk, retention, days in rows}
+
+
+def weights() -> dict[str, float]:
+    """Every tenant's weight by slug. One query."""
+    return dict(Tenant.objects.values_list("slug", "weight"))

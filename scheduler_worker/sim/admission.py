@@ -15,15 +15,19 @@ from scheduler_worker.core.sequence import SequenceHeader
 class SimulatedAdmission:
     """One gateway, open from the start, in front of all workers, which publish their cost models without delay."""
 
-    def __init__(self, policy: Policy, schedulers: Sequence[Scheduler], capacity: Capacity) -> None:
+    def __init__(
+        self, policy: Policy, schedulers: Sequence[Scheduler], capacity: Capacity | Sequence[Capacity]
+    ) -> None:
+        """`capacity` is every worker's, or one for each."""
         self._policy = policy
         self._forecast = Forecast(0.0)
         self._load: dict[str, Waiting] = {}
         self._running: set[str] = set()
         self._reserved: dict[str, tuple[str, float]] = {}
-        num_kv_tokens = capacity.num_blocks * capacity.block_size
+        capacities = [capacity] * len(schedulers) if isinstance(capacity, Capacity) else capacity
         self._workers = [
-            WorkerCapacity(capacity.num_slots, num_kv_tokens, one.cost_model) for one in schedulers
+            WorkerCapacity(size.num_slots, size.num_blocks * size.block_size, one.cost_model)
+            for one, size in zip(schedulers, capacities, strict=True)
         ]
 
     def refusal(self, header: SequenceHeader, now: float) -> float | None:
