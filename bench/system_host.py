@@ -17,6 +17,7 @@ from scheduler_worker.sim.host import Host
 
 NUM_ROUNDS = 6
 DAMPING = 0.8
+BLOCK_STEPS = 100  # a host is slower or faster than usual for about half a second at a time
 KEPT = 0.8  # of the values, around the median: what a mean is taken of
 
 
@@ -41,23 +42,34 @@ class Means(NamedTuple):
 
 @dataclass(frozen=True)
 class Part:
-    """One part of the learning run: its mean rows, what steps took beyond the device's time, and what was measured."""
+    """One part of the learning run: its mean rows, what steps took beyond the device's time, and what was measured.
+
+    `swings`: how the former was spread, half a second at a time, over its mean.
+    """
 
     num_rows: float
     beside_s: float
     means: Means
+    swings: Sequence[float] = (1.0,)
 
 
 class LearnedHost(Host):
     """By the rows of the last step. News and answers are heard when the loop lets other threads run, once a step: their
-    ways are spread evenly from 0 to twice their mean."""
+    ways are spread evenly from 0 to twice their mean. What steps take beside the device swings as it did."""
 
-    def __init__(self, rows: Sequence[float], delays: Sequence[Delays], seed: int = 0) -> None:
+    def __init__(self, parts: Sequence[Part], delays: Sequence[Delays], seed: int = 0) -> None:
         super().__init__(0.0)
-        order = sorted(range(len(rows)), key=lambda place: rows[place])
-        self._rows = [rows[place] for place in order]
+        self._parts, self._learned = parts, delays
+        order = sorted(range(len(parts)), key=lambda place: parts[place].num_rows)
+        self._rows = [parts[place].num_rows for place in order]
+        self._swings = [parts[place].swings for place in order]
         self._delays = [delays[place] for place in order]
         self._draw = random.Random(f"host-{seed}")
+        self._num_steps, self._swing = 0, 0.0
+
+    def drawing(self, seed: int) -> LearnedHost:
+        """The same host with other draws."""
+        return LearnedHost(self._parts, self._learned, seed)
 
     @property
     def known(self) -> list[tuple[float, Delays]]:
@@ -74,7 +86,12 @@ class LearnedHost(Host):
         return self._spread(self._at(num_rows).answer_s)
 
     def beside_s(self, num_rows: int) -> float:
-        return self._at(num_rows).beside_s
+        if self._num_steps % BLOCK_STEPS == 0:
+            self._swing = self._draw.random()
+        self._num_steps += 1
+        nearest = min(range(len(self._rows)), key=lambda place: abs(self._rows[place] - num_rows))
+        swings = self._swings[nearest]
+        return self._at(num_rows).beside_s * swings[int(self._swing * len(swings))]
 
     def turn_s(self, num_rows: int) -> float:
         return self._at(num_rows).turn_s
@@ -98,14 +115,13 @@ def learn_host(parts: Sequence[Part], simulated: Callable[[LearnedHost], Sequenc
 
     `simulated` answers with the means of the same parts. Each difference is laid to the delay that it comes from.
     """
-    rows = [one.num_rows for one in parts]
     delays = [Delays(one.beside_s, one.means.queued_s / 4, one.means.claimed_s / 4, 0.0) for one in parts]
     for _ in range(NUM_ROUNDS):
-        found = simulated(LearnedHost(rows, delays))
+        found = simulated(LearnedHost(parts, delays))
         delays = [
             _corrected(delay, part.means, mean) for delay, part, mean in zip(delays, parts, found, strict=True)
         ]
-    return LearnedHost(rows, delays)
+    return LearnedHost(parts, delays)
 
 
 def _corrected(known: Delays, measured: Means, simulated: Means) -> Delays:

@@ -27,6 +27,8 @@ from scheduler_worker.sim.cost import StepCost
 from scheduler_worker.sim.run import Outcome
 
 PARTS = ("queue_s", "formation_s", "prefill_s", "ttft_s")
+BLOCK_S = 0.5
+NUM_DRAWS = 3
 UNTOLD_S = 0.0005  # Valkey's instants are cut to milliseconds
 MOST_URGENT = "high"  # waits least for a slot: what it waits for is on its way
 
@@ -73,10 +75,14 @@ class Predictor:
         self.host = self._learn_host()
         self._doors.recall(recording.learning)
 
-    def predict(self, load: float, run: Run) -> Predicted:
-        """The run at that share of the capacity."""
-        ways = self.ways.draw([load] * len(run.seen))
-        return Predicted(self._simulate(run, self.host, self._doors, ways), ways)
+    def predict(self, load: float, run: Run) -> list[Predicted]:
+        """The run at that share of the capacity, several times with other draws."""
+        found, before = [], self._doors
+        for seed in range(NUM_DRAWS):
+            self._doors, ways = deepcopy(before), self.ways.draw([load] * len(run.seen), seed)
+            host = self.host.drawing(seed)
+            found.append(Predicted(self._simulate(run, host, self._doors, ways), ways))
+        return found
 
     def _opened(self) -> Doors:
         """The gateways as they are when the learning run begins."""
@@ -89,12 +95,7 @@ class Predictor:
     def _learn_host(self) -> LearnedHost:
         run = self._recording.learning
         ways = self.ways.draw([LEARNING_RATES[part_of(one.sent_s, self.ways.part_s)] for one in run.seen])
-        measured = means_of(measured_stages(self._recording, run), self.ways.part_s)
-        steps = steps_of(run, self.ways.part_s)
-        parts = [
-            Part(step.num_rows, step.beside_s(self.fitted.cost), means)
-            for step, means in zip(steps, measured, strict=True)
-        ]
+        parts = learned_parts(self._recording, self.fitted.cost, self.ways.part_s)
 
         def simulated(host: LearnedHost) -> Sequence[Means]:
             outcomes = self._simulate(run, host, deepcopy(self._doors), ways)
@@ -180,25 +181,36 @@ def _middle(stages: Iterable[Stages], value: Callable[[Stages], float]) -> float
     return middle_mean([value(one) for one in stages])
 
 
-def steps_of(run: Run, part_s: float) -> list[MeanStep]:
-    """By part of the learning run, as clients saw them: how many answers were on their way at once, and how long their
+def learned_parts(recording: Recording, cost: StepCost, part_s: float) -> list[Part]:
+    """The learning run's parts as the host is learned from them."""
+    run, found = recording.learning, []
+    measured = means_of(measured_stages(recording, run), part_s)
+    for part, means in enumerate(measured):
+        begins_s, ends_s = part * part_s + SETTLING_S, (part + 1) * part_s
+        step = mean_step(run, begins_s, ends_s)
+        beside_s = step.beside_s(cost)
+        num_blocks = max(1, int((ends_s - begins_s) / BLOCK_S))
+        blocks = [mean_step(run, begins_s + n * BLOCK_S, begins_s + (n + 1) * BLOCK_S) for n in range(num_blocks)]
+        swings = [one.beside_s(cost) / beside_s for one in blocks] if beside_s else [1.0]
+        found.append(Part(step.num_rows, beside_s, means, swings))
+    return found
+
+
+def mean_step(run: Run, begins_s: float, ends_s: float) -> MeanStep:
+    """Between two instants of a run, as clients saw it: how many answers were on their way at once, and how long their
     tokens took."""
     planned = {one.index: one for one in run.requests}
-    found = []
-    for part in range(len(LEARNING_RATES)):
-        begins_s, ends_s = part * part_s + SETTLING_S, (part + 1) * part_s
-        answers_s = num_tokens = 0.0
-        num_prompt = 0
-        for one in run.seen:
-            if one.first_s is None or one.end_s is None:
-                continue
-            if begins_s <= one.first_s < ends_s:
-                num_prompt += planned[one.index].num_prompt_tokens
-            overlap_s = min(one.end_s, ends_s) - max(one.first_s, begins_s)
-            if overlap_s > 0.0:
-                answers_s += overlap_s
-                num_tokens += overlap_s * (one.num_tokens - 1) / (one.end_s - one.first_s)
-        step_s = answers_s / max(num_tokens, 1.0)
-        length_s = part_s - SETTLING_S
-        found.append(MeanStep(answers_s / length_s, num_prompt * step_s / length_s, step_s))
-    return found
+    answers_s = num_tokens = 0.0
+    num_prompt = 0
+    for one in run.seen:
+        if one.first_s is None or one.end_s is None:
+            continue
+        if begins_s <= one.first_s < ends_s:
+            num_prompt += planned[one.index].num_prompt_tokens
+        overlap_s = min(one.end_s, ends_s) - max(one.first_s, begins_s)
+        if overlap_s > 0.0:
+            answers_s += overlap_s
+            num_tokens += overlap_s * (one.num_tokens - 1) / (one.end_s - one.first_s)
+    step_s = answers_s / max(num_tokens, 1.0)
+    length_s = ends_s - begins_s
+    return MeanStep(answers_s / length_s, num_prompt * step_s / length_s, step_s)

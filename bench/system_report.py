@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from statistics import median
 from typing import Any, NamedTuple
 
 from bench.system_clients import CLASSES, Run
@@ -60,6 +61,14 @@ def figures(points: Sequence[Point], policy: Policy) -> Table:
         if mine:
             found[class_id] = _class_figures(mine, policy.find(class_id).slo.ttft_s)
     return found
+
+
+def median_table(tables: Sequence[Table]) -> Table:
+    """Each figure's median: what is measured is one run's percentile, not that of many runs together."""
+    return {
+        class_id: {name: median(one[class_id][name] for one in tables) for name in tables[0][class_id]}
+        for class_id in tables[0]
+    }
 
 
 def _class_figures(mine: Sequence[Point], objective_s: float) -> dict[str, float]:
@@ -128,8 +137,8 @@ def compare(recording: Recording, say: Say, add: Add) -> None:
     predictor = Predictor(recording)
     _tell(predictor, say, add)
     for load, run in recording.runs.items():
-        predicted = predicted_points(run, *predictor.predict(load, run))
-        _compare_one(recording, load, figures(predicted, policy), policy, say, add)
+        draws = [figures(predicted_points(run, *one), policy) for one in predictor.predict(load, run)]
+        _compare_one(recording, load, median_table(draws), policy, say, add)
         for name, values in parts_of(recording, run).items():
             points = percentiles_ms("", values)
             say(f"    {name:40}" + "  ".join(f"{point[1:]} {value:7.1f}" for point, value in points.items()))

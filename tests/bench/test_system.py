@@ -11,11 +11,12 @@ import msgspec
 import pytest
 
 from bench.system_clients import LENGTHS, Run, Workload
-from bench.system_host import Delays, LearnedHost, Means, Part, learn_host
+from bench.system_host import BLOCK_STEPS, Delays, LearnedHost, Means, Part, learn_host
 from bench.system_load import Job, Load, Planned, Seen
 from bench.system_model import write_text_side
-from bench.system_prediction import MeanStep, steps_of
+from bench.system_prediction import MeanStep, mean_step
 from bench.system_recording import Recording, Steps, read_recording, write_recording
+from bench.system_report import median_table
 from bench.system_sim import Learned, Way, Ways
 from controlplane.gateway.tokenizer import load_text_model
 from scheduler_worker.protocol.messages import WorkerInfo
@@ -123,17 +124,28 @@ def test_ways_are_drawn_the_same_for_the_same_seed() -> None:
     assert ways.draw([0.4] * 50, seed=3) == ways.draw([0.4] * 50, seed=3) != ways.draw([0.4] * 50, seed=4)
 
 
+def _part(num_rows: float, swings: tuple[float, ...] = (1.0,)) -> Part:
+    return Part(num_rows, 0.001, Means(0.008, 0.006, 0.004), swings)
+
+
 def test_the_learned_host_goes_with_the_rows_between_two_parts() -> None:
-    host = LearnedHost([10.0, 30.0], [Delays(0.001, 0.0, 0.0, 0.004), Delays(0.003, 0.0, 0.0, 0.0)])
+    host = LearnedHost([_part(10.0), _part(30.0)], [Delays(0.001, 0.0, 0.0, 0.004), Delays(0.003, 0.0, 0.0, 0.0)])
 
     assert (host.beside_s(20), host.turn_s(25)) == pytest.approx((0.002, 0.001))
 
 
 @pytest.mark.parametrize(("num_rows", "beside_s"), [(0, 0.001), (10, 0.001), (30, 0.003), (256, 0.003)])
 def test_the_learned_host_keeps_to_its_parts_beyond_them(num_rows: int, beside_s: float) -> None:
-    host = LearnedHost([30.0, 10.0], [Delays(0.003, 0.0, 0.0, 0.0), Delays(0.001, 0.0, 0.0, 0.0)])
+    host = LearnedHost([_part(30.0), _part(10.0)], [Delays(0.003, 0.0, 0.0, 0.0), Delays(0.001, 0.0, 0.0, 0.0)])
 
     assert host.beside_s(num_rows) == pytest.approx(beside_s)
+
+
+def test_what_a_step_takes_beside_the_device_swings_for_many_steps_at_a_time() -> None:
+    host = LearnedHost([_part(10.0, (0.5, 1.5))], [Delays(0.002, 0.0, 0.0, 0.0)])
+    blocks = [{host.beside_s(10) for _ in range(BLOCK_STEPS)} for _ in range(40)]
+
+    assert ({len(block) for block in blocks}, set().union(*blocks)) == ({1}, {0.001, 0.003})
 
 
 def test_the_ways_that_are_learned_are_those_with_which_a_simulation_has_the_measured_means() -> None:
@@ -155,11 +167,11 @@ def test_a_mean_step_takes_beside_the_device_what_its_rows_and_prompts_do_not() 
     assert MeanStep(100.0, 50.0, 0.003).beside_s(cost) == pytest.approx(0.00095)
 
 
-def test_the_learning_runs_steps_are_told_from_what_its_clients_saw() -> None:
-    """Parts of one second, of which the last quarter counts: two answers of 100 tokens in 0.99 s, one 10 ms late."""
+def test_a_mean_step_is_told_from_what_clients_saw() -> None:
+    """Two answers of 100 tokens in 0.99 s each, one 10 ms late."""
     requests = [Planned(place, 2.0, 0, "high", 25, 100) for place in range(2)]
     seen = [Seen(place, 2.0, 0.0, 200, 2.75 + 0.01 * place, 3.74 + 0.01 * place, 100) for place in range(2)]
-    step = steps_of(Run("learning", requests, seen, 0.0, 5.0, 0.0), part_s=1.0)[2]
+    step = mean_step(Run("learning", requests, seen, 0.0, 5.0, 0.0), 2.75, 3.0)
 
     assert (step.num_rows, step.num_prompt_tokens, step.seconds) == pytest.approx((1.96, 2.0, 0.01))
 
@@ -195,3 +207,9 @@ def test_a_recording_that_is_not_compressed_is_read_too(tmp_path: Path) -> None:
     (tmp_path / "rec").write_bytes(msgspec.msgpack.encode(_recording()))
 
     assert read_recording(tmp_path / "rec") == _recording()
+
+
+def test_of_several_predictions_each_figure_is_the_median() -> None:
+    tables = [{"high": {"ttft_p99": value, "tpot_p99": -value}} for value in (1.0, 9.0, 2.0)]
+
+    assert median_table(tables) == {"high": {"ttft_p99": 2.0, "tpot_p99": -2.0}}
