@@ -11,6 +11,7 @@ import random
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import NamedTuple
 
 from scheduler_worker.sim.host import Host
@@ -44,13 +45,15 @@ class Means(NamedTuple):
 class Part:
     """One part of the learning run: its mean rows, what steps took beyond the device's time, and what was measured.
 
-    `swings`: how the former was spread, half a second at a time, over its mean.
+    `swings`: how the former was spread, half a second at a time, over its mean. `max_turn_s`: longer than a step the
+    loop's turn is not hidden behind one; where no other step is in flight it is none, but part of what lies beside.
     """
 
     num_rows: float
     beside_s: float
     means: Means
     swings: Sequence[float] = (1.0,)
+    max_turn_s: float = inf
 
 
 class LearnedHost(Host):
@@ -119,19 +122,19 @@ def learn_host(parts: Sequence[Part], simulated: Callable[[LearnedHost], Sequenc
     for _ in range(NUM_ROUNDS):
         found = simulated(LearnedHost(parts, delays))
         delays = [
-            _corrected(delay, part.means, mean) for delay, part, mean in zip(delays, parts, found, strict=True)
+            _corrected(delay, part, mean) for delay, part, mean in zip(delays, parts, found, strict=True)
         ]
     return LearnedHost(parts, delays)
 
 
-def _corrected(known: Delays, measured: Means, simulated: Means) -> Delays:
-    changes = (
-        0.0,
-        measured.queued_s - simulated.queued_s,
-        measured.claimed_s - simulated.claimed_s,
-        simulated.prefill_s - measured.prefill_s,
+def _corrected(known: Delays, part: Part, simulated: Means) -> Delays:
+    measured = part.means
+    news_s = known.news_s + DAMPING * (measured.queued_s - simulated.queued_s)
+    answer_s = known.answer_s + DAMPING * (measured.claimed_s - simulated.claimed_s)
+    turn_s = known.turn_s + DAMPING * (simulated.prefill_s - measured.prefill_s)
+    return Delays(
+        known.beside_s, max(0.0, news_s), max(0.0, answer_s), min(max(0.0, turn_s), part.max_turn_s)
     )
-    return Delays(*(max(0.0, one + DAMPING * change) for one, change in zip(known, changes, strict=True)))
 
 
 def middle_mean(values: Sequence[float]) -> float:

@@ -192,7 +192,8 @@ def learned_parts(recording: Recording, cost: StepCost, part_s: float) -> list[P
         num_blocks = max(1, int((ends_s - begins_s) / BLOCK_S))
         blocks = [mean_step(run, begins_s + n * BLOCK_S, begins_s + (n + 1) * BLOCK_S) for n in range(num_blocks)]
         swings = [one.beside_s(cost) / beside_s for one in blocks] if beside_s else [1.0]
-        found.append(Part(step.num_rows, beside_s, means, swings))
+        max_turn_s = step.seconds if recording.num_in_flight > 1 else 0.0
+        found.append(Part(step.num_rows, beside_s, means, swings, max_turn_s))
     return found
 
 

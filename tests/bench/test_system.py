@@ -161,6 +161,14 @@ def test_the_ways_that_are_learned_are_those_with_which_a_simulation_has_the_mea
     assert learned == pytest.approx(Delays(0.002, 0.003, 0.001, 0.001), abs=1e-5)
 
 
+def test_a_loops_turn_is_learned_no_longer_than_a_step() -> None:
+    """Prefill is simulated too long whatever the turn."""
+    part = Part(10.0, 0.002, Means(0.008, 0.006, 0.004), max_turn_s=0.003)
+    ((_, learned),) = learn_host([part], lambda host: [Means(0.008, 0.006, 0.1)]).known
+
+    assert learned.turn_s == pytest.approx(0.003)
+
+
 def test_a_mean_step_takes_beside_the_device_what_its_rows_and_prompts_do_not() -> None:
     cost = StepCost(base_s=0.001, row_s=1e-5, prefill_token_s=1e-6)
 
