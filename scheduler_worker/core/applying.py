@@ -63,8 +63,10 @@ class Applying:
             self._register(filled)
         self._end_rows()
         self._learn()
-        self._tell_unanswered()
-        self._events.extend(state.missed_bound(one, self._now) for one in state.bounds.passed(self._now))
+        if state.unanswered:
+            self._tell_unanswered()
+        if late := state.bounds.passed(self._now):
+            self._events.extend([state.missed_bound(one, self._now) for one in late])
         released = [one.seq_id for one in state.release_ended()]
         unstick(state)
         tokens = TokensEmitted(self._now, flying.plan.step, emitted) if emitted else None
@@ -77,16 +79,19 @@ class Applying:
         silent = {rows[index].seq_id for index in self._odd if index < num_decodes and not rows[index].num_new_tokens}
         if silent or dropped:
             emitted = tuple([pair for pair in emitted if pair[0] not in silent and pair[0] not in dropped])
+        if len(rows) == num_decodes:
+            return emitted
         return emitted + tuple([row[:2] for row in rows[num_decodes:] if row[1] and row[0] not in dropped])
 
     def _note_progress(self) -> None:
         """Rows that were not in lockstep: prompts whose blocks are full now, first tokens."""
         others = self._flying.chunks.others
-        for chunk, row in zip(others, self._result.rows[-len(others) :] if others else (), strict=True):
+        for chunk, row in zip(others, self._result.rows[-len(others) :], strict=True) if others else ():
             sequence = self._state.sequences.get(chunk.seq_id)
             if sequence is None or chunk.seq_id in self._flying.dropped or row.error is not None:
                 continue
-            self._register_prompt(sequence, chunk)
+            if sequence.hashes:
+                self._register_prompt(sequence, chunk)
             if row.num_new_tokens and sequence.first_token_at is None:
                 sequence.first_token_at = self._now
                 ttft_s = self._now - sequence.arrived_at
@@ -152,13 +157,13 @@ class Applying:
         state.unanswered.clear()
 
     def _steer(self) -> LimitChange | None:
-        state = self._state
-        if not len(state.lockstep):
+        state, rows = self._state, self._state.lockstep.rows
+        if not rows:
             state.batch_limit.restart_window()
             return None
-        oldest = next(iter(state.lockstep.rows.values()))
-        waits = len(state.ready) + len(state.waiting) > 0
-        is_binding = waits and state.num_running >= state.batch_limit.limit
+        oldest = next(iter(rows.values()))
+        is_full = len(rows) + len(state.catching_up) >= state.batch_limit.limit
+        is_binding = is_full and bool(state.ready.sequences or state.waiting.sequences)
         num_together = self._flying.plan.step - oldest.join_step
         return state.batch_limit.step_applied(self._now, num_together, state.tightest_tpot_s, is_binding)
 
@@ -188,19 +193,17 @@ def _check(state: State, result: StepResult) -> tuple[InFlight, list[int]]:
     odd = _differing(expected, rows) if result.odd is None else list(result.odd)
     for index in odd:
         _check_row(chunks.decodes.seq_ids[index], True, rows[index])
-    for chunk, row in zip(chunks.others, rows[num_decodes:], strict=True):
+    for index, chunk in enumerate(chunks.others, start=num_decodes):
+        row = rows[index]
         _check_row(chunk.seq_id, chunk.samples, row)
-    odd += [index for index in range(num_decodes, len(rows)) if _is_odd(rows[index])]
+        if row.num_new_tokens != 1 or row.stopped or row.error is not None:
+            odd.append(index)
     return flying, odd
 
 
 def _differing(expected: tuple[RowResult, ...], rows: tuple[RowResult, ...]) -> list[int]:
     """Places of `expected` at which `rows` has another value."""
     return [index for index in compress(count(), map(is_not, expected, rows)) if rows[index] != expected[index]]
-
-
-def _is_odd(row: RowResult) -> bool:
-    return row.num_new_tokens != 1 or row.stopped or row.error is not None
 
 
 def _check_row(seq_id: str, samples: bool, row: RowResult) -> None:
@@ -225,7 +228,7 @@ def limit_event(change: LimitChange, now: float, reason: Reason | None = None) -
 
 def unstick(state: State) -> None:
     """Parked sequences whose copy could be made in the next step, when there would be no next step: recompute."""
-    if state.num_running or state.closing or len(state.ready):
+    if not state.vacating or state.num_running or state.closing or len(state.ready):
         return
     for sequence in list(state.vacating.values()):
         if not state.lockstep.is_outstanding(sequence):

@@ -11,7 +11,7 @@ cache, and booking finds at the front what a plan took from there.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 
 
@@ -88,7 +88,8 @@ class BlockPool:
 
     def release(self, blocks: Sequence[int]) -> None:
         """One holder less for each; a prefix's last blocks are given up before its first ones."""
-        if _none_in(self._num_more_holders, blocks) and _none_in(self._hash_of, blocks):
+        more, known = self._num_more_holders, self._hash_of
+        if (not more or more.keys().isdisjoint(blocks)) and (not known or known.keys().isdisjoint(blocks)):
             self._empty.extendleft(reversed(blocks))
         else:
             for block in reversed(blocks):
@@ -141,10 +142,6 @@ class BlockPool:
         assert not any(block in self._hash_of for block in self._empty), "an empty block with a hash"
 
 
-def _none_in(known: Mapping[int, int], blocks: Sequence[int]) -> bool:
-    return not known or known.keys().isdisjoint(blocks)
-
-
 class BlockDraft:
     """What would be left of the pool while a step is planned. The pool itself stays as it is."""
 
@@ -157,11 +154,6 @@ class BlockDraft:
         self._reused: set[int] = set()
         self.num_available = pool.num_available
         self.num_promised = pool.num_promised
-
-    @property
-    def num_unpromised(self) -> int:
-        """Blocks that could be taken without breaking a promise of growth."""
-        return self.num_available - self.num_promised
 
     def match(self, hashes: Sequence[int], max_blocks: int) -> list[int]:
         """The longest known prefix whose blocks this step has not given to somebody else."""

@@ -45,13 +45,21 @@ class CostModel:
         self._deviation = MIN_CLIP
         self.num_observed = int(given.get("num_observed", 0))
         self.slowness = 1.0
-        self._fitted = self._theta
+        self._take(self._theta)
         self._usual = list(self._theta)
         self._offset_s = 0.0
 
     def predict(self, shape: StepShape) -> float:
         """Seconds that a step of this shape takes."""
-        return max(self._seconds(self._fitted, shape) + self._offset_s, MIN_STEP_S)
+        base, row, prefill, kv, pair = self._per_unit
+        num_rows, num_prefill, num_kv, num_pairs = shape
+        seconds = base + row * num_rows + prefill * num_prefill + kv * num_kv + pair * num_pairs
+        return max(max(seconds, MIN_STEP_S) + self._offset_s, MIN_STEP_S)
+
+    def _take(self, fitted: Vector) -> None:
+        """Predict by these from now on. The scales are powers of two, so that what is scaled beforehand is the same."""
+        self._fitted = fitted
+        self._per_unit = [value * scale for value, scale in zip(fitted, SCALES, strict=True)]
 
     @staticmethod
     def _seconds(theta: Vector, shape: StepShape) -> float:
@@ -67,19 +75,12 @@ class CostModel:
     def prefill_s(self, num_tokens: int, num_context: int = 0) -> float:
         """Seconds that these prompt tokens add to the steps that carry them, and one step's base."""
         pairs = num_tokens * num_context + num_tokens * (num_tokens + 1) // 2
-        theta = self._fitted
-        seconds = (
-            theta[0]
-            + theta[2] * num_tokens * SCALES[2]
-            + theta[3] * num_context * SCALES[3]
-            + theta[4] * pairs * SCALES[4]
-        )
-        return max(seconds, MIN_STEP_S)
+        base, _, prefill, kv, pair = self._per_unit
+        return max(base + prefill * num_tokens + kv * num_context + pair * pairs, MIN_STEP_S)
 
     def prefill_token_s(self, num_context: int) -> float:
         """Seconds that one more prompt token adds after `num_context` others."""
-        linear = self._fitted[2] * SCALES[2]
-        return linear + self._fitted[4] * SCALES[4] * num_context
+        return self._per_unit[2] + self._per_unit[4] * num_context
 
     def observe(self, shape: StepShape, seconds: float) -> None:
         """Learn from a step that took so long."""
@@ -126,7 +127,7 @@ class CostModel:
         ridge = MIN_RIDGE + RELATIVE_RIDGE * sum(information[index][index] for index in range(5))
         gain = _solve(information, ridge, row)
         self._theta = [value + one * residual for value, one in zip(self._theta, gain, strict=True)]
-        self._fitted = self._non_negative(ridge) if min(self._theta) < 0.0 else self._theta
+        self._take(self._non_negative(ridge) if min(self._theta) < 0.0 else self._theta)
 
     def _non_negative(self, ridge: float) -> Vector:
         """The best fit without coefficients below zero: the most negative are left out, and the others fitted anew.

@@ -21,7 +21,8 @@ class Lockstep:
     """The decoding rows. `step` is the last booked step, `applied` the last whose result is known.
 
     `classes` are those that have rows: the same value until one gets its first or loses its last. What every step
-    asks of rows stands in columns, in the order of their `place`: rows themselves lie far apart in memory.
+    asks of rows stands in columns, in the order of their `place`: rows themselves lie far apart in memory. `_due_at` is
+    the step in which a row lacks a block, `_num_kept` how many more are promised to it than it holds.
     """
 
     def __init__(self, block_size: int) -> None:
@@ -32,7 +33,8 @@ class Lockstep:
         self._sum_offsets = 0
         self._line: list[Sequence] = []
         self._columns: tuple[Any, ...] = ([], array("q"), array("q"), [], [])
-        self._num_held, self._num_promised = array("q"), array("q")
+        self._due_at, self._num_kept = array("q"), array("q")
+        self._all_columns: tuple[Any, ...] = (self._line, self._due_at, self._num_kept, *self._columns)
         self._frozen: DecodeRows | None = None
         self.classes: tuple[str, ...] = ()
         self.rows: dict[str, Sequence] = {}
@@ -76,18 +78,22 @@ class Lockstep:
         offsets.append(sequence.offset)
         expected.append(RowResult(seq_id, 1))
         emitted.append((seq_id, 1))
-        self._num_held.append(len(sequence.blocks))
-        self._num_promised.append(sequence.promised_blocks)
+        num_held = len(sequence.blocks)
+        self._due_at.append(num_held * self._block_size - sequence.offset)
+        self._num_kept.append(sequence.promised_blocks - num_held)
 
     def _leave_line(self, sequence: Sequence) -> None:
         """The last in line takes the empty place, so that leaving costs the same for everybody."""
         self._frozen = None
         place, last = sequence.place, self._line[-1]
-        self._bucket(last)[last.seq_id] = last.place = place
-        del self._bucket(sequence)[sequence.seq_id]
-        for column in (self._line, self._num_held, self._num_promised, *self._columns):
-            column[place] = column[-1]
-            column.pop()
+        del self._wheel[-sequence.offset % self._block_size][sequence.seq_id]
+        if last is sequence:
+            for column in self._all_columns:
+                column.pop()
+            return
+        self._wheel[-last.offset % self._block_size][last.seq_id] = last.place = place
+        for column in self._all_columns:
+            column[place] = column.pop()
 
     def _bucket(self, sequence: Sequence) -> dict[str, int]:
         """Rows that begin a block in the same steps, and their places."""
@@ -95,9 +101,11 @@ class Lockstep:
 
     def grow(self, rows: list[tuple[Sequence, Blocks]]) -> None:
         """These rows hold blocks more."""
-        num_held = self._num_held
+        due_at, num_kept, size = self._due_at, self._num_kept, self._block_size
         for row, blocks in rows:
-            num_held[row.place] += len(blocks)
+            place, num_blocks = row.place, len(blocks)
+            due_at[place] += num_blocks * size
+            num_kept[place] -= num_blocks
 
     def row_at(self, place: int) -> Sequence:
         """The row that stands there."""
@@ -155,13 +163,13 @@ class Lockstep:
 
     def due_places(self, step: int) -> list[int]:
         """Where rows stand whose token in this step begins a block that they do not have yet."""
-        size, num_held, offsets = self._block_size, self._num_held, self._columns[2]
-        return [place for place in self._wheel[step % size].values() if num_held[place] * size <= offsets[place] + step]
+        due_at = self._due_at
+        return [place for place in self._wheel[step % self._block_size].values() if due_at[place] <= step]
 
     def num_with_promise(self, places: list[int]) -> int:
         """How many of the rows there have been promised more blocks than they hold."""
-        num_held, num_promised = self._num_held, self._num_promised
-        return sum([num_promised[place] > num_held[place] for place in places])
+        num_kept = self._num_kept
+        return sum([num_kept[place] > 0 for place in places])
 
     def buckets(self) -> list[dict[str, int]]:
         """Places of rows by the step, modulo the block size, in which they begin a block."""

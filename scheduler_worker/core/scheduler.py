@@ -215,7 +215,7 @@ class Scheduler:
 
     def _take_back(self, applied: Applied, now: float) -> Applied:
         """Headers that waited for an older attempt of theirs to leave the device."""
-        for seq_id in applied.released:
+        for seq_id in applied.released if self.state.returning else ():
             header = self.state.returning.pop(seq_id, None)
             if header is not None:
                 added = self._enter(header, now)

@@ -76,6 +76,7 @@ class StepBuilder:
         "_step",
         "_swap_ins",
         "_swap_outs",
+        "_token_budget",
         "_yielders",
         "_yielding",
     )
@@ -99,6 +100,7 @@ class StepBuilder:
         self._swap_outs: list[SwapOut] = []
         self._swap_ins: list[SwapIn] = []
         self._num_swap_blocks = state.num_checkpoint_blocks
+        self._token_budget = state.token_budget
         self._chunks: list[Chunk] = []
         self._events: list[Event] = []
         self._bypassed: list[str] = []
@@ -119,7 +121,7 @@ class StepBuilder:
         self._num_rows = state.num_running - len(self._absent) + len(self._stalled)
         if state.catching_up or len(state.ready):
             self._budget = self._prefill_budget()
-            self._row_limit = state.row_limit
+            self._row_limit = min(state.capacity.num_slots, state.batch_limit.limit, self._token_budget)
             self._plan_the_rest()
         return self._plan()
 
@@ -182,7 +184,7 @@ class StepBuilder:
 
     def _stall_beyond_budget(self) -> None:
         """A budget that shrank below the number of rows: the last in line miss this step."""
-        excess = len(self._state.lockstep.rows) - self._state.token_budget
+        excess = len(self._state.lockstep.rows) - self._token_budget
         if excess > 0:
             rows = sorted(self._state.lockstep.rows.values(), key=_line)
             self._stall(rows[-excess:])
@@ -224,7 +226,7 @@ class StepBuilder:
         """Tokens beside the decodes: within the step's budget and the tightest running TPOT objective."""
         state = self._state
         num_decodes = len(state.lockstep.rows.keys() - self._absent) if self._absent else len(state.lockstep.rows)
-        budget = state.token_budget - num_decodes
+        budget = self._token_budget - num_decodes
         if num_decodes == 0 or budget <= 0:
             return max(budget, 0)
         shape = StepShape(num_decodes, 0, state.lockstep.num_kv_tokens(self._step))
@@ -238,7 +240,8 @@ class StepBuilder:
     # Those who catch up, and those who start
 
     def _plan_the_rest(self) -> None:
-        behind = sorted((one for one in self._state.catching_up.values() if self._runs(one)), key=self._key)
+        catching_up = self._state.catching_up
+        behind = sorted([one for one in catching_up.values() if self._runs(one)], key=self._key) if catching_up else []
         oldest, reserved = self._reserve_for_longest_resident(behind)
         self._budget -= reserved
         if self._has_slot() or self._state.ready.presses(self._now, self._state.policy.step.rescue_within_s):
@@ -343,18 +346,18 @@ class StepBuilder:
 
     def _consider(self, candidate: Sequence, reason: Reason, turns: Turns) -> bool:
         """Start the candidate if there is room, or make room if it is urgent. False ends the pass."""
-        urgent = is_urgent(candidate, self._now, self._state.policy.step.rescue_within_s)
-        if not urgent and not self._has_slot():
+        has_slot, urgent = self._has_slot(), is_urgent(candidate, self._now, self._state.policy.step.rescue_within_s)
+        if not urgent and not has_slot:
             return reason is Reason.STARVING
         need = self._need(candidate)
-        if urgent and (need.num_missing > 0 or not self._has_slot()):
+        if urgent and (need.num_missing > 0 or not has_slot):
             self._make_way(candidate, need.num_missing)
-            need = self._need(candidate)
-        if not self._has_slot():
+            need, has_slot = self._need(candidate), self._has_slot()
+        if not has_slot:
             return reason in (Reason.STARVING, Reason.RESCUE)
         if need.num_missing > 0:
             return self._wait_for_blocks(candidate, need.num_missing)
-        if not self._may_pass_the_blocked():
+        if self._blocked and not self._may_pass_the_blocked():
             return False
         self._start(candidate, reason, need, turns)
         return True
@@ -369,7 +372,7 @@ class StepBuilder:
             hits = self._draft.match(candidate.hashes, (candidate.num_tokens - 1) // self._state.capacity.block_size)
         by_hits = len(hits) - self._draft.num_idle(hits) if hits else 0
         num_promised = self._state.blocks_promised_to(candidate)
-        missing = num_promised - by_hits - self._draft.num_unpromised
+        missing = num_promised - by_hits - self._draft.num_available + self._draft.num_promised
         if missing > 0 and (self._is_alone() or self._fits_as_others_end(candidate)):
             missing = self._state.pool.blocks_for(candidate.num_tokens) - by_hits - self._draft.num_available
         return Need(hits, num_promised, missing)
@@ -410,7 +413,7 @@ class StepBuilder:
 
     def _may_pass_the_blocked(self) -> bool:
         """Each start ahead of a blocked head is a bypass of it."""
-        return not self._blocked or all(
+        return all(
             head.num_bypasses + self._bypassed.count(head.seq_id) < self._max_bypasses for head in self._blocked
         )
 
@@ -437,7 +440,8 @@ class StepBuilder:
         else:
             self._append(candidate, slot, start, num_tokens, True, (*hits, *fresh))
         turns.charge(candidate, self._whole_cost(candidate, start) if reason is Reason.STARVING else cost)
-        self._bypassed.extend([head.seq_id for head in self._blocked])
+        if self._blocked:
+            self._bypassed.extend([head.seq_id for head in self._blocked])
 
     def _say_started(self, candidate: Sequence, reason: Reason, start: int) -> None:
         numbers: dict[str, float | int | str] = {"num_cached_tokens": start}
@@ -532,21 +536,21 @@ class StepBuilder:
             num_kv = self._num_kv + sum(decodes.offsets) + (self._step + 1) * num_decodes
         growth = lockstep.by_place(self._growing, self._new_blocks, self._absent)
         shape = StepShape(num_decodes + self._num_single, self._num_prefill, num_kv, self._num_pairs)
-        return StepPlan(
-            step=self._step,
-            policy_version=self._state.policy_version,
-            planned_at=self._now,
-            chunks=StepChunks(self._step, decodes, growth, tuple(self._chunks)),
-            swap_outs=tuple(self._swap_outs),
-            swap_ins=tuple(self._swap_ins),
-            evicted=tuple(self._evicted),
-            shape=shape,
-            predicted_s=self._state.cost_model.predict(shape),
-            events=tuple(self._events),
-            num_lockstep=num_decodes,
-            stalled=tuple(self._stalled),
-            yielding=tuple(self._yielding),
-            bypassed=tuple(self._bypassed),
+        return StepPlan(  # by position: names would take twice as long
+            self._step,
+            self._state.policy_version,
+            self._now,
+            StepChunks(self._step, decodes, growth, tuple(self._chunks)),
+            tuple(self._swap_outs),
+            tuple(self._swap_ins),
+            tuple(self._evicted),
+            shape,
+            self._state.cost_model.predict(shape),
+            tuple(self._events),
+            num_decodes,
+            tuple(self._stalled),
+            tuple(self._yielding),
+            tuple(self._bypassed),
         )
 
 

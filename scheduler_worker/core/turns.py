@@ -49,7 +49,14 @@ class Turns:
         self.has_urgent = False
         self._classes = {class_id: queue for class_id, queue in queues.classes.items() if queue.by_age.num_live}
         self._class_turns: dict[str, _ClassTurn] = {}
-        self._standings = {one.key: self._standing(one) for one in ledger.classes.values() if one.num_queued}
+        self._standings: dict[str, Key] | None = None
+
+    def _standings_now(self) -> dict[str, Key]:
+        """Of the classes that wait, looked up by the first who compares them."""
+        if self._standings is None:
+            waiting = [one for one in self._ledger.classes.values() if one.num_queued]
+            self._standings = {one.key: self._standing(one) for one in waiting}
+        return self._standings
 
     def _standing(self, account: Account) -> Key:
         """The class with the least is next; ties end at the rank."""
@@ -74,16 +81,24 @@ class Turns:
         Who is refused makes its class wait until the walk is over: what is granted meanwhile can only add to its debt,
         so that thousands who starve without credit cost one look.
         """
-        for walk, reason in ((self._walk_starving(), Reason.STARVING), (self._walk_urgent(), Reason.RESCUE)):
-            self._refused.clear()
-            for sequence in walk:
-                if sequence.seq_id in self._taken or sequence.class_id in self._refused:
-                    continue
-                if self._may(sequence, reason):
-                    self._taken.add(sequence.seq_id)
-                    yield sequence, reason
-                else:
-                    self._refused.add(sequence.class_id)
+        until = self._now + self._policy.step.rescue_within_s
+        pressed = [queue for queue in self._classes.values() if queue.is_pressed(until)]
+        self.has_urgent = bool(pressed)
+        if starving := self._starving():
+            yield from self._permitted(self._walk_starving(starving), Reason.STARVING)
+        if pressed:
+            yield from self._permitted(self._walk_urgent(pressed, until), Reason.RESCUE)
+
+    def _permitted(self, walk: Iterator[Sequence], reason: Reason) -> Iterator[tuple[Sequence, Reason]]:
+        self._refused.clear()
+        for sequence in walk:
+            if sequence.seq_id in self._taken or sequence.class_id in self._refused:
+                continue
+            if self._may(sequence, reason):
+                self._taken.add(sequence.seq_id)
+                yield sequence, reason
+            else:
+                self._refused.add(sequence.class_id)
 
     def in_turn(self) -> Iterator[tuple[Sequence, Reason]]:
         """The others, once `pressing` is exhausted."""
@@ -96,7 +111,8 @@ class Turns:
         """The sequence was granted service of this cost."""
         account, tenant = self._ledger.accounts_of(sequence)
         self._extra[account.key] = self._extra.get(account.key, 0.0) + cost / account.weight
-        self._standings[account.key] = self._standing(account)
+        if self._standings is not None:
+            self._standings[account.key] = self._standing(account)
         granted = self._tenant_extra.setdefault(account.key, {})
         granted[tenant.key] = granted.get(tenant.key, 0.0) + cost / tenant.weight
 
@@ -105,18 +121,23 @@ class Turns:
             account = self._ledger.classes[sequence.class_id]
             granted = self._extra.get(account.key, 0.0) * account.weight
             return not self._others_wait() or account.tier_credit >= granted
-        lead = self._standings[sequence.class_id][0] - min(self._standings.values())[0]
+        standings = self._standings_now()
+        lead = standings[sequence.class_id][0] - min(standings.values())[0]
         return lead <= self._policy.fairness.max_lead_tokens
 
     def _others_wait(self) -> bool:
         """Whether several classes wait anywhere; `queues` may hold only those that this worker has claimed."""
-        return len(self._standings) > 1
+        return len([one for one in self._ledger.classes.values() if one.num_queued]) > 1
 
-    def _walk_starving(self) -> Iterator[Sequence]:
+    def _starving(self) -> list[ClassQueue]:
+        """Classes of which somebody starves."""
         if not self._policy.starvation.enabled:
-            return iter(())
-        walks = [self._starving_in(one) for one in self._classes.values() if self._starves(one.by_age.first())]
-        return merge(*walks, key=lambda sequence: (sequence.bound_at, sequence.number)) if walks else iter(())
+            return []
+        return [one for one in self._classes.values() if self._starves(one.by_age.first())]
+
+    def _walk_starving(self, queues: list[ClassQueue]) -> Iterator[Sequence]:
+        walks = [self._starving_in(one) for one in queues]
+        return merge(*walks, key=lambda sequence: (sequence.bound_at, sequence.number))
 
     def _starves(self, sequence: Sequence | None) -> bool:
         return sequence is not None and sequence.tier_at <= self._now
@@ -127,11 +148,8 @@ class Turns:
                 return
             yield sequence
 
-    def _walk_urgent(self) -> Iterator[Sequence]:
+    def _walk_urgent(self, pressed: list[ClassQueue], until: float) -> Iterator[Sequence]:
         within_s = self._policy.step.rescue_within_s
-        until = self._now + within_s
-        pressed = [queue for queue in self._classes.values() if queue.is_pressed(until)]
-        self.has_urgent = bool(pressed)
         for queue in sorted(pressed, key=_rank_of):
             if self._starves(queue.by_age.first()):
                 continue
@@ -142,12 +160,13 @@ class Turns:
                     yield sequence
 
     def _next_turn(self) -> Sequence | None:
-        while self._classes and len(self._taken) < len(self._queues.sequences):
-            class_id = min(self._classes, key=self._standings.__getitem__)
+        classes = self._classes
+        while classes and len(self._taken) < len(self._queues.sequences):
+            class_id = next(iter(classes)) if len(classes) == 1 else min(classes, key=self._standings_now().__getitem__)
             sequence = self._turn_of(class_id).next(self._taken)
             if sequence is not None:
                 return sequence
-            del self._classes[class_id]
+            del classes[class_id]
         return None
 
     def _turn_of(self, class_id: str) -> _ClassTurn:
