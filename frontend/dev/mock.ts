@@ -1,6 +1,6 @@
 // A stand-in for the control plane, for work on the pages alone: `npm run dev:mock`. Never part of a build.
 // `GET /mock/<scenario>` changes what it plays: broken, wordy, changed, no-cause, calm, silent, empty, no-worker, gap; `drop` cuts every
-// socket, `refuse` and `accept` say what happens to new ones, `other-editor` publishes as somebody else.
+// socket, `refuse` and `accept` say what happens to new ones, `other-editor` publishes as somebody else; `no-traffic`, `slow-trial` and `failed-trial` are about drafts on traffic.
 
 import { createHash } from 'node:crypto';
 import type { IncomingMessage, ServerResponse } from 'node:http';
@@ -10,6 +10,7 @@ import type { Duplex } from 'node:stream';
 import type { Connect, Plugin } from 'vite';
 import type { Document } from '../src/lib/document';
 import { history, orderDrain, setScenario, snapshot } from './scenario.ts';
+import { traffic, trials } from './trials.ts';
 
 interface Version {
   version: number;
@@ -72,6 +73,7 @@ function control(scenario: string, response: ServerResponse): boolean {
   if (scenario === 'drop') for (const socket of sockets) socket.destroy();
   else if (scenario === 'refuse' || scenario === 'accept') refusesSockets = scenario === 'refuse';
   else if (scenario === 'other-editor') publishAs('M. Okafor', { ...active().document, step: { ...(active().document.step as object), max_chunk_tokens: 256 } }, 'Shorter chunks');
+  else if (scenario === 'no-traffic' || scenario === 'slow-trial' || scenario === 'failed-trial') trials.play(scenario);
   else setScenario(scenario);
   return json(response, 200, { scenario });
 }
@@ -109,11 +111,23 @@ function rest(route: string, body: Record<string, unknown>, request: IncomingMes
     case 'POST policies':
       if (request.headers['if-match'] !== `"v${active().version}"`) return problem(response, 412, 'Another version was published meanwhile.');
       return json(response, 201, publishAs('Ines Aalto', body.document as Document, String(body.comment)));
+    case 'GET policies/traffic':
+      return json(response, 200, traffic());
+    case 'GET policies/trials':
+      return json(response, 200, { results: trials.all(), next: null });
+    case 'POST policies/trials':
+      return json(response, 201, trials.start(body, active()));
     case 'POST playground/key':
       return json(response, 200, { key: 'k', classes: ['high', 'medium', 'low'] });
     default:
-      return drain(route, response) || rollback(route, body, response);
+      return trial(route, response) || drain(route, response) || rollback(route, body, response);
   }
+}
+
+function trial(route: string, response: ServerResponse): boolean {
+  const [, method, id] = /^(GET|DELETE) policies\/trials\/(\d+)$/.exec(route) ?? [];
+  if (id === undefined) return false;
+  return json(response, 200, method === 'DELETE' ? trials.cancel(Number(id)) : trials.read(Number(id)));
 }
 
 function drain(route: string, response: ServerResponse): boolean {

@@ -120,7 +120,7 @@ def test_the_same_document_has_the_same_figures_on_both_sides(api: APIClient, re
 
 def test_a_draft_that_would_break_a_promise_says_so_first(api: APIClient, ready: Document) -> None:
     headline = result_of(api, strict(ready))["verdict"]["headline"]
-    assert headline.startswith("high would break its promise: 0 % within 1 ms instead of 100 %")
+    assert headline.startswith("high would break its promise: 0 % within 1 ms and 25 ms a token, instead of 100 %")
 
 
 def test_what_gateways_measured_stands_beside_it(api: APIClient, ready: Document) -> None:

@@ -275,3 +275,70 @@ def test_signing_out_and_in_again(open_live: Open, mock: Mock) -> None:
     page.get_by_role("textbox", name="Password").fill("right")
     page.get_by_role("button", name="Sign in").click()
     ui.wait_until_live(page)
+
+
+def try_draft(page: Page) -> None:
+    ui.set_field(page, "classes.0.weight", "75")
+    page.get_by_role("button", name="Try this draft").click()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_a_draft_is_tried_on_recorded_traffic_before_it_is_published(open_live: Open, theme: str) -> None:
+    page = open_live("/policies", theme=theme)
+    try_draft(page)
+    expect(page.get_by_test_id("trial-verdict")).to_contain_text(
+        "high would keep its promise: 99.3 % within 800 ms and 40 ms a token, instead of 92.4 %"
+    )
+    row = page.get_by_role("rowgroup", name="high").get_by_role("row", name="TTFT p99")
+    expect(row).to_contain_text("better, −57 %")
+    assert ui.accessibility_mistakes(page) == []
+
+
+def test_a_trial_of_an_earlier_draft_says_so(open_live: Open) -> None:
+    page = open_live("/policies")
+    try_draft(page)
+    expect(page.get_by_test_id("trial-verdict")).to_be_visible()
+    ui.set_field(page, "classes.1.weight", "40")
+    expect(page.get_by_text("for an earlier state of this draft. You changed 1 field since.")).to_be_visible()
+    expect(page.get_by_role("button", name="Try again")).to_be_enabled()
+
+
+def test_a_trial_is_still_there_after_a_look_at_another_page(open_live: Open) -> None:
+    page = open_live("/policies")
+    try_draft(page)
+    expect(page.get_by_test_id("trial-verdict")).to_be_visible()
+    page.get_by_role("link", name="Live").first.click()
+    page.get_by_role("link", name="Policies").first.click()
+    expect(page.get_by_test_id("trial-verdict")).to_be_visible()
+
+
+def test_a_trial_under_way_can_be_cancelled(open_live: Open, mock: Mock) -> None:
+    page = open_live("/policies")
+    mock.play("slow-trial")
+    try_draft(page)
+    expect(page.get_by_text("Replayed under v41, then under the draft: 50 %")).to_be_visible()
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_role("button", name="Try this draft")).to_be_enabled()
+
+
+def test_without_recorded_traffic_the_reason_stands_beside_the_button(open_live: Open, mock: Mock) -> None:
+    page = open_live("/policies")
+    mock.play("no-traffic")
+    ui.set_field(page, "classes.0.weight", "75")
+    expect(page.get_by_role("button", name="Try this draft")).to_be_disabled()
+    expect(page.get_by_text("There is no traffic in this window to try it on.")).to_be_visible()
+
+
+def test_a_failed_trial_says_what_would_help(open_live: Open, mock: Mock) -> None:
+    page = open_live("/policies")
+    mock.play("failed-trial")
+    try_draft(page)
+    expect(page.get_by_text("It took longer than 5 min. Choose a shorter window.")).to_be_visible()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_trials_figures_fit_every_width(open_live: Open, width: int) -> None:
+    page = open_live("/policies", width=width)
+    try_draft(page)
+    page.get_by_role("button", name="Show all figures").click()
+    assert ui.overflow_px(page) == 0

@@ -12,16 +12,18 @@ import { ChangeList } from './Changes';
 import type { Editor } from './editor';
 import { showField } from './fields';
 
-export function Steps({ editor }: { editor: Editor }) {
+/** Trying is a step that may be left out: publishing never waits for it. */
+export function Steps({ editor, isTried }: { editor: Editor; isTried: boolean }) {
   const isDraft = editor.changes.length > 0;
   const isValid = editor.mistakes.length === 0 && editor.check.kind === 'checked';
-  const step = !isDraft ? 2 : isValid ? 1 : 0;
+  const step = !isDraft ? 3 : !isValid ? 0 : isTried ? 2 : 1;
   return (
     <section className="panel steps" aria-label="Where this version stands">
       <Stepper active={step} size="xs" iconSize={20} allowNextStepsSelect={false} classNames={{ root: 'stepper' }}>
         <Stepper.Step label="Draft" completedIcon="1" icon="1" />
         <Stepper.Step label="Validated" completedIcon="2" icon="2" />
-        <Stepper.Step label="Active" completedIcon="3" icon="3" />
+        <Stepper.Step label="Tried" completedIcon="3" icon="3" />
+        <Stepper.Step label="Active" completedIcon="4" icon="4" />
       </Stepper>
       <span className="msg">
         <StepMessage editor={editor} />

@@ -24,6 +24,8 @@ import { showField } from './fields';
 import { Conflict, General, Steps } from './Notices';
 import { Comment, PublishPanel } from './Publish';
 import { SharedForm } from './SharedForm';
+import { useTrial } from './trial';
+import { TryPanel } from './TryPanel';
 import { Versions } from './Versions';
 
 interface Loaded {
@@ -90,6 +92,7 @@ function Editing({ initial, session }: { initial: Loaded; session: Session }) {
     [history],
   );
   const editor = useEditor({ base, perClass, shared, liveVersion: live.snapshot?.policy_version ?? null, isLive: viewOf(live.connection).kind === 'live', onBase, onPublished: setPublished });
+  const trial = useTrial(editor, session.username);
   useAnchor();
   const isDraft = editor.changes.length > 0;
   return (
@@ -115,7 +118,7 @@ function Editing({ initial, session }: { initial: Loaded; session: Session }) {
         }
       />
       <main id="main">
-        <Steps editor={editor} />
+        <Steps editor={editor} isTried={trial.trial?.state === 'done' && trial.numChangedSince === 0} />
         <Conflict editor={editor} names={names} />
         <General editor={editor} perClass={perClass} shared={shared} />
         <div className="cols">
@@ -125,6 +128,7 @@ function Editing({ initial, session }: { initial: Loaded; session: Session }) {
           </div>
           <div className="col side-col">
             <Changes editor={editor} names={names} />
+            <TryPanel editor={editor} view={trial} names={names} />
             <Comment editor={editor} />
             <PublishPanel key={published?.version ?? 0} editor={editor} published={published} />
           </div>
