@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable
 from io import BytesIO
 from typing import Any, Final
 
 from asgiref.sync import iscoroutinefunction
+from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 from django.utils.decorators import sync_and_async_middleware
 from whitenoise.middleware import WhiteNoiseMiddleware
 from whitenoise.responders import StaticFile
+
+ASSETS: Final = "/assets/"
 
 # Styles: Mantine and the charts set them on elements. Images: the API documentation uses data URLs.
 CONTENT_SECURITY_POLICY: Final = "; ".join(
@@ -49,7 +53,24 @@ def content_security_policy(get_response: Callable[[HttpRequest], Any]) -> Calla
 
 
 class Files(WhiteNoiseMiddleware):
-    """WhiteNoise without its streams: under ASGI Django would read them whole anyway, with a warning."""
+    """WhiteNoise without its streams: under ASGI Django would read them whole anyway, with a warning.
+
+    The frontend may be built anew while this process runs: its assets are looked for when they are asked for.
+    """
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        if request.path_info.startswith(ASSETS):
+            self._look_again(request.path_info)
+        return super().__call__(request)
+
+    def _look_again(self, url: str) -> None:
+        """Know a new file, forget one that is gone."""
+        root = os.path.join(settings.FRONTEND_DIST, "")
+        path = os.path.join(root, url[1:])
+        if not (self.url_is_canonical(url) and self.path_is_child_of(path, root) and os.path.isfile(path)):
+            self.files.pop(url, None)
+        elif url not in self.files:
+            self.add_file_to_dictionary(url, path)
 
     @staticmethod
     def serve(static_file: StaticFile, request: HttpRequest) -> HttpResponse:

@@ -541,3 +541,52 @@ def test_a_part_of_a_file_can_be_asked_for(anonymous: APIClient) -> None:
 def test_a_file_that_is_known_is_not_sent_again(anonymous: APIClient) -> None:
     etag = anonymous.get(SCRIPT)["ETag"]
     assert anonymous.get(SCRIPT, headers={"If-None-Match": etag}).status_code == 304
+
+
+# --- people at wrong addresses, and a frontend built anew ---
+
+BROWSER = "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"
+
+
+@pytest.mark.parametrize("path", ["/polices", "/api/v1/nothing", "/admin-panel"])
+def test_a_browser_at_a_wrong_address_gets_a_page_with_a_way_back(anonymous: APIClient, path: str) -> None:
+    response = anonymous.get(path, HTTP_ACCEPT=BROWSER)
+    text = response.content.decode()
+    assert (response.status_code, response["Content-Type"]) == (404, "text/html; charset=utf-8")
+    assert f"There is nothing at {path}." in text
+    assert '<a href="/live">Live</a>' in text
+
+
+def test_a_mistyped_page_is_guessed(anonymous: APIClient) -> None:
+    assert 'Did you mean <a href="/policies">' in anonymous.get("/polices", HTTP_ACCEPT=BROWSER).content.decode()
+
+
+def test_what_was_typed_is_text_not_markup(anonymous: APIClient) -> None:
+    text = anonymous.get("/<script>alert(1)</script>", HTTP_ACCEPT=BROWSER).content.decode()
+    assert "<script>" not in text
+
+
+@pytest.mark.parametrize("accept", ["application/json", "*/*", ""])
+def test_a_program_at_a_wrong_address_gets_the_shape(anonymous: APIClient, accept: str) -> None:
+    response = anonymous.get("/polices", HTTP_ACCEPT=accept)
+    assert (response.status_code, error_of(response)["code"]) == (404, "not_found")
+
+
+def test_assets_that_were_built_after_the_start_are_served(settings: Any, tmp_path: Any) -> None:
+    settings.FRONTEND_DIST = tmp_path
+    client = APIClient()
+    assert client.get("/assets/index-12345678.js").status_code == 404
+    (tmp_path / "assets").mkdir()
+    built = tmp_path / "assets" / "index-12345678.js"
+    built.write_text("1")
+    response = client.get("/assets/index-12345678.js")
+    assert (response.status_code, "immutable" in response["Cache-Control"]) == (200, True)
+    built.unlink()
+    assert client.get("/assets/index-12345678.js").status_code == 404
+
+
+def test_no_path_leads_out_of_the_assets(settings: Any, tmp_path: Any) -> None:
+    settings.FRONTEND_DIST = tmp_path / "dist"
+    (tmp_path / "dist" / "assets").mkdir(parents=True)
+    (tmp_path / "secret").write_text("1")
+    assert APIClient().get("/assets/../../secret").status_code == 404
