@@ -4,10 +4,11 @@ Gateways, Postgres, Valkey, Celery and one worker as the demo starts them; a mod
 processes of their own that stream `/v1/completions`, three classes 20/30/50, answers of exactly the asked length.
 
 1. Capacity: a closed loop that keeps every slot busy, admission off; requests that end per second.
-2. Learning: arrivals at rising rates under the shipped policy. From this run and the first come the cost model, the
-   time between steps, and what the ways to the worker and back add to a first token.
+2. Learning: arrivals at rising rates under the shipped policy. From this run come the cost model, and at each rate what
+   the host and the ways to the worker and back add to it (`bench.system_prediction`).
 3. Arrivals at random (Poisson), at 0.85 and 1.5 of that capacity: what the clients see.
-4. The simulator's prediction of 3 from the instants and lengths of its requests, and what was learned in 1 and 2.
+4. The simulator's prediction of 3 from the instants and lengths of its requests, and what was learned in 1 and 2. It
+   takes a minute or two, after the record is written.
 
 Rows: `bench, engine, model, batch, value, unit, floor`, as those of `bench.engine`; `batch` is the number of slots.
 `--record FILE` keeps everything that was measured; `--replay FILE` does step 4 again from it.
