@@ -9,6 +9,7 @@ from typing import Final
 
 from scheduler_worker.core.batch_limit import LimitChange
 from scheduler_worker.core.booking import await_return
+from scheduler_worker.core.chunks import Emitted
 from scheduler_worker.core.plan import (
     Applied,
     Chunk,
@@ -72,16 +73,17 @@ class Applying:
         tokens = TokensEmitted(self._now, flying.plan.step, emitted) if emitted else None
         return Applied(tuple(self._events), tokens, tuple(self._finished), tuple(released))
 
-    def _count_tokens(self) -> tuple[tuple[str, int], ...]:
+    def _count_tokens(self) -> Emitted:
         """Decoding rows that went on as expected are said to have done so without a look at each."""
-        decodes, dropped, rows = self._flying.chunks.decodes, self._flying.dropped, self._result.rows
-        emitted, num_decodes = decodes.emitted, len(decodes.emitted)
+        seq_ids, dropped, rows = self._flying.chunks.decodes.seq_ids, self._flying.dropped, self._result.rows
+        num_decodes = len(seq_ids)
         silent = {rows[index].seq_id for index in self._odd if index < num_decodes and not rows[index].num_new_tokens}
         if silent or dropped:
-            emitted = tuple([pair for pair in emitted if pair[0] not in silent and pair[0] not in dropped])
+            seq_ids = tuple([one for one in seq_ids if one not in silent and one not in dropped])
         if len(rows) == num_decodes:
-            return emitted
-        return emitted + tuple([row[:2] for row in rows[num_decodes:] if row[1] and row[0] not in dropped])
+            return Emitted(seq_ids)
+        others = [row[:2] for row in rows[num_decodes:] if row[1] and row[0] not in dropped]
+        return Emitted(seq_ids, tuple(others))
 
     def _note_progress(self) -> None:
         """Rows that were not in lockstep: prompts whose blocks are full now, first tokens."""

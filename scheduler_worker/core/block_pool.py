@@ -169,6 +169,8 @@ class BlockDraft:
 
     def take(self, num_blocks: int) -> tuple[int, ...]:
         """The next blocks; the caller has checked `num_available`."""
+        if not num_blocks:
+            return ()
         self.num_available -= num_blocks
         if self._reused or self._given_back:
             return tuple([self._next() for _ in range(num_blocks)])

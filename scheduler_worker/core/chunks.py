@@ -7,7 +7,7 @@ what runs. Who iterates gets `Chunk`s, made at the first look; who computes by c
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import compress, repeat
+from itertools import chain, compress, repeat
 from typing import Final, NamedTuple, overload
 
 from scheduler_worker.core.plan import Chunk, RowResult, StepPlan
@@ -19,14 +19,13 @@ NO_BLOCKS: Final[Blocks] = ()
 class DecodeRows(NamedTuple):
     """Rows that get one token a step, by columns. In step `s` a row computes position `offset + s`.
 
-    `expected` is what each row comes to if it yields its token and goes on, `emitted` what is then said of it.
+    `expected` is what each row comes to if it yields its token and goes on.
     """
 
     seq_ids: tuple[str, ...]
     slots: Sequence[int]
     offsets: Sequence[int]
     expected: tuple[RowResult, ...]
-    emitted: tuple[tuple[str, int], ...]
 
     def without(self, places: Iterable[int]) -> DecodeRows:
         """The rows but for those at these places."""
@@ -34,6 +33,38 @@ class DecodeRows(NamedTuple):
         for place in places:
             kept[place] = 0
         return DecodeRows._make([tuple(compress(column, kept)) for column in self])
+
+
+class Emitted(Sequence[tuple[str, int]]):
+    """A token for each decoding row, then what others emitted: equal to the tuple of its pairs, and printed as such."""
+
+    __slots__ = ("_others", "_seq_ids")
+
+    def __init__(self, seq_ids: tuple[str, ...], others: tuple[tuple[str, int], ...] = ()) -> None:
+        self._seq_ids = seq_ids
+        self._others = others
+
+    def __len__(self) -> int:
+        return len(self._seq_ids) + len(self._others)
+
+    @overload
+    def __getitem__(self, index: int) -> tuple[str, int]: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[tuple[str, int], ...]: ...
+    def __getitem__(self, index: int | slice) -> tuple[str, int] | tuple[tuple[str, int], ...]:
+        return tuple(self)[index]
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        return chain(zip(self._seq_ids, repeat(1), strict=False), self._others)
+
+    def __eq__(self, other: object) -> bool:
+        return tuple(self) == (tuple(other) if isinstance(other, Emitted) else other)
+
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
 
 
 class StepChunks(Sequence[Chunk]):
@@ -68,7 +99,6 @@ class StepChunks(Sequence[Chunk]):
             tuple([row.slot for row in rows]),
             tuple([row.start - plan.step for row in rows]),
             tuple([RowResult(row.seq_id, 1) for row in rows]),
-            tuple([(row.seq_id, 1) for row in rows]),
         )
         growth = {place: row.new_blocks for place, row in enumerate(rows) if row.new_blocks}
         return cls(plan.step, decodes, growth, tuple(plan.chunks[plan.num_lockstep :]))
@@ -81,7 +111,7 @@ class StepChunks(Sequence[Chunk]):
 
     def _decode_chunks(self) -> list[Chunk]:
         """Zipped, because this runs for every row."""
-        seq_ids, slots, offsets, _, _ = self.decodes
+        seq_ids, slots, offsets, _ = self.decodes
         starts = [offset + self.step for offset in offsets]
         columns = zip(
             seq_ids, slots, starts, repeat(1), repeat(True), repeat(False), repeat(NO_BLOCKS), strict=False
@@ -97,7 +127,7 @@ class StepChunks(Sequence[Chunk]):
         return self._decode_chunk(place) if place < num_decodes else self.others[place - num_decodes]
 
     def _decode_chunk(self, place: int) -> Chunk:
-        seq_ids, slots, offsets, _, _ = self.decodes
+        seq_ids, slots, offsets, _ = self.decodes
         start = offsets[place] + self.step
         return Chunk(seq_ids[place], slots[place], start, 1, True, False, self.growth.get(place, NO_BLOCKS))
 

@@ -32,7 +32,7 @@ class Lockstep:
         self._num_by_class: dict[str, int] = {}
         self._sum_offsets = 0
         self._line: list[Sequence] = []
-        self._columns: tuple[Any, ...] = ([], array("q"), array("q"), [], [])
+        self._columns: tuple[Any, ...] = ([], array("q"), array("q"), [])
         self._due_at, self._num_kept = array("q"), array("q")
         self._all_columns: tuple[Any, ...] = (self._line, self._due_at, self._num_kept, *self._columns)
         self._frozen: DecodeRows | None = None
@@ -60,11 +60,12 @@ class Lockstep:
 
     def leave(self, sequence: Sequence, *, ends: bool = False) -> None:
         """Back to explicit counts, as of the last booked step. Of one that ends, nobody asks what is pending."""
-        pending = [] if ends else self._pending(sequence)
+        pending, step = [] if ends else self._pending(sequence), self.step
         self._forget(sequence)
-        sequence.num_sampled += self.step - sequence.join_step
+        sequence.num_sampled += step - sequence.join_step
         sequence.num_computed = sequence.num_prompt_tokens + sequence.num_sampled - 1
-        sequence.last_step = max(sequence.last_step, self.step)
+        if sequence.last_step < step:
+            sequence.last_step = step
         sequence.pending = pending
 
     def _enter_line(self, sequence: Sequence) -> None:
@@ -72,12 +73,11 @@ class Lockstep:
         seq_id = sequence.seq_id
         sequence.place = len(self._line)
         self._line.append(sequence)
-        seq_ids, slots, offsets, expected, emitted = self._columns
+        seq_ids, slots, offsets, expected = self._columns
         seq_ids.append(seq_id)
         slots.append(sequence.slot)
         offsets.append(sequence.offset)
         expected.append(RowResult(seq_id, 1))
-        emitted.append((seq_id, 1))
         num_held = len(sequence.blocks)
         self._due_at.append(num_held * self._block_size - sequence.offset)
         self._num_kept.append(sequence.promised_blocks - num_held)
@@ -114,8 +114,8 @@ class Lockstep:
     def decode_rows(self, absent: Set[str]) -> DecodeRows:
         """The rows but for those `absent`, by columns: the same value until a row joins or leaves."""
         if self._frozen is None:
-            seq_ids, slots, offsets, expected, emitted = self._columns
-            self._frozen = DecodeRows(tuple(seq_ids), slots[:], offsets[:], tuple(expected), tuple(emitted))
+            seq_ids, slots, offsets, expected = self._columns
+            self._frozen = DecodeRows(tuple(seq_ids), slots[:], offsets[:], tuple(expected))
         places = self._places(absent)
         return self._frozen.without(places) if places else self._frozen
 

@@ -234,11 +234,14 @@ class Event(NamedTuple):
 
 
 class TokensEmitted(NamedTuple):
-    """All tokens that one step emitted: `rows` pairs a sequence with its number of new tokens (one event a step)."""
+    """All tokens that one step emitted: `rows` pairs a sequence with its number of new tokens (one event a step).
+
+    `rows` is a tuple, or the core's `Emitted`, which is like one and makes its pairs when they are asked for.
+    """
 
     at: float
     step: int
-    rows: tuple[tuple[str, int], ...]
+    rows: Sequence[tuple[str, int]]
 
 
 class Finished(NamedTuple):

@@ -54,12 +54,6 @@ class IllegalTransition(RuntimeError):
         self.wanted = wanted
 
 
-def check_transition(seq_id: str, current: SequenceState, wanted: SequenceState) -> None:
-    """Raise `IllegalTransition` unless the table allows `current` → `wanted`."""
-    if wanted not in TRANSITIONS[current]:
-        raise IllegalTransition(seq_id, current, wanted)
-
-
 @dataclass(frozen=True, slots=True)
 class SequenceHeader:
     """A request as the queue announces it: everything that scheduling needs, nothing that inference needs.
@@ -189,7 +183,8 @@ class Sequence:
 
     def move(self, wanted: SequenceState) -> None:
         """Change state; raises `IllegalTransition` for a move that `TRANSITIONS` lacks."""
-        check_transition(self.seq_id, self.state, wanted)
+        if wanted not in TRANSITIONS[self.state]:
+            raise IllegalTransition(self.seq_id, self.state, wanted)
         self.state = wanted
 
     @property

@@ -163,10 +163,13 @@ class State:
     def blocks_promised_to(self, sequence: Sequence) -> int:
         """Blocks for its tokens and for the growth that the policy reserves (not in lockstep)."""
         num_sampled, max_tokens = sequence.num_sampled, sequence.max_tokens
-        expected = self.output_lengths(sequence.class_id).expected(max_tokens)
-        growth = int(max(0, expected - num_sampled) * self.policy.memory.reserve_growth)
-        num_more = max(0, min(growth, max_tokens - 1 - num_sampled))
-        return self.pool.blocks_for(sequence.num_prompt_tokens + num_sampled + num_more)
+        num_tokens = sequence.num_prompt_tokens + num_sampled
+        left = self.output_lengths(sequence.class_id).expected(max_tokens) - num_sampled
+        most = max_tokens - 1 - num_sampled
+        if left > 0 and most > 0:
+            growth = int(left * self.policy.memory.reserve_growth)
+            num_tokens += growth if growth < most else most
+        return -(-num_tokens // self.capacity.block_size)
 
     def rest_of(self, sequence: Sequence) -> int:
         """Tokens that it is expected to make yet, as far as the policy reserves for them."""
@@ -191,9 +194,11 @@ class State:
 
     def vacate(self, sequence: Sequence) -> None:
         """Free its slot, its blocks and what was promised to it."""
-        self.pool.num_promised -= _gap(sequence)
+        pool, blocks = self.pool, sequence.blocks
+        if sequence.promised_blocks > len(blocks):
+            pool.num_promised -= sequence.promised_blocks - len(blocks)
         sequence.promised_blocks = 0
-        self.pool.release(sequence.blocks)
+        pool.release(blocks)
         sequence.blocks = []
         if sequence.slot is not None:
             insort(self.free_slots, sequence.slot)
@@ -206,7 +211,7 @@ class State:
 
     def stop_running(self, sequence: Sequence, *, ends: bool = False) -> None:
         """Take it out of the rows of coming steps."""
-        if sequence in self.lockstep:
+        if self.lockstep.rows.get(sequence.seq_id) is sequence:
             self.lockstep.leave(sequence, ends=ends)
             self.ledger.join(sequence, -1)
         else:
@@ -235,7 +240,7 @@ class State:
         `num_missing` of its tokens were booked and did not come.
         """
         num_generated = self.lockstep.num_generated(sequence) - num_missing
-        if sequence.seq_id in self.waiting.sequences:
+        if sequence.state is SequenceState.WAITING:
             self.waiting.remove(sequence)
         elif sequence.seq_id in self.ready.sequences:
             self.ready.remove(sequence)

@@ -299,9 +299,10 @@ class StepBuilder:
         """Whoever presses may take a slot from another; the others come only while there is one."""
         yield from turns.pressing()
         if self._has_slot():
-            in_turn = turns.in_turn()
-            while (self._has_slot() or turns.has_urgent) and (found := next(in_turn, None)) is not None:
+            for found in turns.in_turn():
                 yield found
+                if not (self._has_slot() or turns.has_urgent):
+                    return
 
     def _grant(self, sequence: Sequence, most: int) -> bool:
         """A chunk for a sequence that has a slot; False when it lacks the blocks."""
@@ -331,9 +332,10 @@ class StepBuilder:
     def _append(
         self, sequence: Sequence, slot: int, start: int, num_tokens: int, first: bool, blocks: tuple[int, ...]
     ) -> None:
-        samples = start + num_tokens == sequence.num_tokens
-        self._chunks.append(Chunk(sequence.seq_id, slot, start, num_tokens, samples, first, blocks))
-        self._granted.add(sequence.seq_id)
+        samples = start + num_tokens == sequence.num_prompt_tokens + sequence.num_sampled
+        seq_id = sequence.seq_id
+        self._chunks.append(Chunk(seq_id, slot, start, num_tokens, samples, first, blocks))
+        self._granted.add(seq_id)
         self._budget -= num_tokens
         self._num_kv += start + num_tokens
         if num_tokens == 1 and samples and start > 0:
@@ -418,12 +420,12 @@ class StepBuilder:
         )
 
     def _start(self, candidate: Sequence, reason: Reason, need: Need, turns: Turns) -> None:
-        state, hits = self._state, need.hits
+        state, hits, size = self._state, need.hits, self._state.capacity.block_size
         slot = self._slots.pop(0)
         self._num_rows += 1
-        start = candidate.num_computed if candidate.checkpoint_blocks else len(hits) * state.capacity.block_size
+        start = candidate.num_computed if candidate.checkpoint_blocks else len(hits) * size
         num_tokens = min(candidate.num_tokens - start, self._budget, state.policy.step.max_chunk_tokens)
-        num_blocks = state.pool.blocks_for(start + num_tokens)
+        num_blocks = -(-(start + num_tokens) // size)
         if hits:
             self._draft.take_hits(hits)
         self._draft.num_promised += need.num_promised - num_blocks

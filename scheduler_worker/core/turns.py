@@ -82,11 +82,12 @@ class Turns:
         so that thousands who starve without credit cost one look.
         """
         until = self._now + self._policy.step.rescue_within_s
+        starving = [queue for queue in self._classes.values() if self._starves(queue.by_age.first())]
         pressed = [queue for queue in self._classes.values() if queue.is_pressed(until)]
         self.has_urgent = bool(pressed)
-        if starving := self._starving():
+        if starving and self._policy.starvation.enabled:
             yield from self._permitted(self._walk_starving(starving), Reason.STARVING)
-        if pressed:
+        if pressed := [queue for queue in pressed if queue not in starving] if starving else pressed:
             yield from self._permitted(self._walk_urgent(pressed, until), Reason.RESCUE)
 
     def _permitted(self, walk: Iterator[Sequence], reason: Reason) -> Iterator[tuple[Sequence, Reason]]:
@@ -109,12 +110,13 @@ class Turns:
 
     def charge(self, sequence: Sequence, cost: float) -> None:
         """The sequence was granted service of this cost."""
-        account, tenant = self._ledger.accounts_of(sequence)
-        self._extra[account.key] = self._extra.get(account.key, 0.0) + cost / account.weight
+        class_id, tenant_id = sequence.class_id, sequence.tenant
+        account = self._ledger.classes[class_id]
+        self._extra[class_id] = self._extra.get(class_id, 0.0) + cost / account.weight
         if self._standings is not None:
-            self._standings[account.key] = self._standing(account)
-        granted = self._tenant_extra.setdefault(account.key, {})
-        granted[tenant.key] = granted.get(tenant.key, 0.0) + cost / tenant.weight
+            self._standings[class_id] = self._standing(account)
+        granted = self._tenant_extra.setdefault(class_id, {})
+        granted[tenant_id] = granted.get(tenant_id, 0.0) + cost / account.tenants[tenant_id].weight
 
     def _may(self, sequence: Sequence, reason: Reason) -> bool:
         if reason is Reason.STARVING:
@@ -128,12 +130,6 @@ class Turns:
     def _others_wait(self) -> bool:
         """Whether several classes wait anywhere; `queues` may hold only those that this worker has claimed."""
         return len([one for one in self._ledger.classes.values() if one.num_queued]) > 1
-
-    def _starving(self) -> list[ClassQueue]:
-        """Classes of which somebody starves."""
-        if not self._policy.starvation.enabled:
-            return []
-        return [one for one in self._classes.values() if self._starves(one.by_age.first())]
 
     def _walk_starving(self, queues: list[ClassQueue]) -> Iterator[Sequence]:
         walks = [self._starving_in(one) for one in queues]
@@ -150,9 +146,7 @@ class Turns:
 
     def _walk_urgent(self, pressed: list[ClassQueue], until: float) -> Iterator[Sequence]:
         within_s = self._policy.step.rescue_within_s
-        for queue in sorted(pressed, key=_rank_of):
-            if self._starves(queue.by_age.first()):
-                continue
+        for queue in sorted(pressed, key=_rank_of) if len(pressed) > 1 else pressed:
             for sequence in queue.by_latest_start.in_order():
                 if sequence.latest_start_at > until or sequence.class_id in self._refused:
                     break
