@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from django.contrib import admin
 
-from controlplane.common.admin import ReadOnlyAdmin
+from controlplane.common.admin import ReadOnlyAdmin, column
 from controlplane.inference.models import InferenceRequest
 
 
@@ -13,10 +13,10 @@ class InferenceRequestAdmin(ReadOnlyAdmin):
         "tenant",
         "class_id",
         "state",
-        "finish_reason",
         "arrived_at",
-        "ttft_s",
-        "e2e_s",
+        column("num_output_tokens"),
+        column("ttft_s"),
+        column("e2e_s"),
         "worker",
     ]
     list_filter = ["state", "class_id", "endpoint"]

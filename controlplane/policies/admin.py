@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from django.contrib import admin
 
-from controlplane.common.admin import ReadOnlyAdmin
+from controlplane.common.admin import ReadOnlyAdmin, column
 from controlplane.policies.models import PolicyVersion, Trial
 
 
@@ -15,5 +15,5 @@ class PolicyVersionAdmin(ReadOnlyAdmin):
 
 @admin.register(Trial)
 class TrialAdmin(ReadOnlyAdmin):
-    list_display = ["id", "author", "created_at", "base_version", "window_s", "state", "problem"]
+    list_display = ["id", "author", "created_at", "base_version", column("window_s"), "state", "problem"]
     list_filter = ["pool", "state"]

@@ -18,6 +18,7 @@ from controlplane.tenants.models import ApiKey, Tenant
 class TenantAdmin(admin.ModelAdmin):
     list_display = ["slug", "name", "weight", "requests_per_minute", "tokens_per_minute", "retention"]
     search_fields = ["slug", "name"]
+    fields = ["slug", "name", "weight", "requests_per_minute", "tokens_per_minute", "retention", "retention_days"]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Tenant | None = None) -> list[str]:
         return ["slug"] if obj else []
@@ -45,6 +46,13 @@ class ApiKeyAdmin(admin.ModelAdmin):
     list_select_related = ["tenant"]
     fields = ["tenant", "name", "default_class", "allowed_classes", "expires_at"]
     actions = ["revoke"]
+
+    def get_fields(self, request: HttpRequest, obj: ApiKey | None = None) -> list[str]:
+        """A new key's are asked for; an old one's are all told, but for what it is."""
+        return list(self.fields) if obj is None else [*self.fields, *self.get_readonly_fields(request, obj)]
+
+    def get_readonly_fields(self, request: HttpRequest, obj: ApiKey | None = None) -> list[str]:
+        return [] if obj is None else ["prefix", "created_at", "revoked_at"]
 
     def has_change_permission(self, request: HttpRequest, obj: ApiKey | None = None) -> bool:
         return obj is None and super().has_change_permission(request)

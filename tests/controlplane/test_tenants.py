@@ -13,6 +13,7 @@ from django.test import Client
 from django.utils import timezone
 
 from controlplane.audit.selectors import entries, entries_of
+from controlplane.common.admin import title_of
 from controlplane.common.errors import NotFound
 from controlplane.tenants.models import ApiKey, Tenant
 from controlplane.tenants.selectors import find_key
@@ -130,3 +131,22 @@ def test_the_list_of_keys_takes_as_many_queries_for_many_as_for_few(
         create_key(tenant=Tenant.objects.get(), name=str(number), actor="ada")
     with django_assert_max_num_queries(8):
         admin.get("/admin/tenants/apikey/")
+
+
+@pytest.mark.parametrize("path", ["policies/policyversion", "policies/trial", "audit/auditentry"])
+def test_what_is_recorded_can_be_read_but_not_changed(admin: Client, published: None, path: str) -> None:
+    assert admin.get(f"/admin/{path}/").status_code == 200
+    assert admin.get(f"/admin/{path}/add/", HTTP_ACCEPT="application/json").status_code == 403
+
+
+def test_an_audit_entry_tells_when_and_shows_its_json_in_lines(admin: Client, published: None) -> None:
+    entry = entries_of("policy", "default/v1").get()
+    page = admin.get(f"/admin/audit/auditentry/{entry.pk}/change/").content.decode()
+    assert f"{entry.at:%H:%M:%S} UTC" in page
+    assert "\n  &quot;version&quot;: 1,\n" in page
+
+
+def test_figures_have_titles_for_people(admin: Client, db: None) -> None:
+    assert [title_of(one) for one in ("ttft_s", "num_prompt_tokens", "window_s")] == [
+        "TTFT, s", "Prompt tokens", "Window, s",
+    ]  # fmt: skip

@@ -1,0 +1,1 @@
+"""How Django's own pages write instants: to the second, and with their zone."""
