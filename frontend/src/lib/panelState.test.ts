@@ -1,6 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import type { PanelFacts } from './panelState';
-import { isOld, panelState } from './panelState';
+import { isOld, panelState, workerIntervalS } from './panelState';
 
 const live: PanelFacts = { connection: 'live', sourceAt: 100, intervalS: 1, now: 100.5, hasData: true, loaded: true };
 
@@ -39,5 +39,19 @@ describe('the state of a panel', () => {
     expect(isOld({ kind: 'stale', ageS: 9 })).toBe(true);
     expect(isOld({ kind: 'disconnected', ageS: 0 })).toBe(true);
     expect(isOld({ kind: 'live', ageS: 0 })).toBe(false);
+  });
+
+  it('waits for a worker as long as its steps take', () => {
+    const busy = { ...live, intervalS: workerIntervalS(0.25, 1.5), now: 104.4 };
+    expect(panelState(busy).kind).toBe('live');
+    expect(panelState({ ...busy, now: 104.6 }).kind).toBe('stale');
+  });
+
+  it('waits for no worker beyond its lease', () => {
+    expect(panelState({ ...live, intervalS: workerIntervalS(0.25, 60), now: 105.1 }).kind).toBe('stale');
+  });
+
+  it('expects a worker without steps at the usual interval', () => {
+    expect(workerIntervalS(0.25, null)).toBe(0.25);
   });
 });

@@ -43,6 +43,14 @@ export function staleAfterS(intervalS: number): number {
   return STALE_INTERVALS * Math.max(intervalS, MIN_INTERVAL_S);
 }
 
+/** A worker that has not spoken for so long loses its lease: the page then calls it silent. */
+const LEASE_S = 5;
+
+/** How often workers speak: between two steps, so a step that takes seconds is their interval. Never beyond the lease. */
+export function workerIntervalS(intervalS: number, stepS: number | null): number {
+  return Math.max(intervalS, Math.min(stepS ?? 0, LEASE_S / STALE_INTERVALS));
+}
+
 export function panelState(facts: PanelFacts): PanelState {
   if (facts.failure) return { kind: 'error', failure: facts.failure };
   if (!facts.loaded) return { kind: 'loading' };

@@ -7,6 +7,7 @@ import { Segments } from '../../components/Segments';
 import { TopBar } from '../../components/TopBar';
 import { viewOf } from '../../live/connection';
 import { serverNow, useLive, useTick } from '../../live/context';
+import { workerIntervalS } from '../../lib/panelState';
 import type { LiveState } from '../../live/store';
 import { plural } from '../../lib/format';
 import type { LiveClock } from './clock';
@@ -51,10 +52,12 @@ function subtitle(live: LiveState): string {
 
 function clockOf(live: LiveState, now: number, spanS: number): LiveClock {
   const verdict = live.snapshot?.verdict;
+  const intervalS = live.hello?.interval_s ?? 1;
   return {
     now,
     connection: viewOf(live.connection).kind,
-    intervalS: live.hello?.interval_s ?? 1,
+    intervalS,
+    workerIntervalS: workerIntervalS(intervalS, live.snapshot?.step_p99_s ?? null),
     pointS: live.hello?.point_s ?? 10,
     spanS,
     loaded: live.snapshot !== null,

@@ -21,7 +21,7 @@ import { useLiveClock, usePanelState } from './clock';
 const PERCENTILES: readonly Percentile[] = ['p50', 'p95', 'p99'];
 
 export function PromiseCards({ snapshot, points }: { snapshot: LiveSnapshot; points: readonly Point[] }) {
-  const state = usePanelState(snapshot.gateways_at ?? snapshot.at);
+  const state = usePanelState(snapshot.gateways_at ?? snapshot.at, true, 'gateways');
   const isCrowded = snapshot.classes.length > 3;
   const classes = isCrowded ? [...snapshot.classes].sort((a, b) => Number(keepsBoth(a)) - Number(keepsBoth(b))) : snapshot.classes;
   return (

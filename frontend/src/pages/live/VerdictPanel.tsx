@@ -13,7 +13,7 @@ import * as words from '../../lib/verdict';
 import { useLiveClock, usePanelState } from './clock';
 
 export function VerdictPanel({ snapshot }: { snapshot: LiveSnapshot }) {
-  const state = usePanelState(snapshot.gateways_at ?? snapshot.at);
+  const state = usePanelState(snapshot.gateways_at ?? snapshot.at, true, 'gateways');
   switch (snapshot.verdict.kind) {
     case 'broken':
       return <Broken snapshot={snapshot} state={state} />;

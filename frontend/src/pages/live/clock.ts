@@ -9,7 +9,9 @@ export interface LiveClock {
   /** Now on the server's clock. */
   now: number;
   connection: ConnectionView['kind'];
+  /** How often gateways speak, and how often workers do. */
   intervalS: number;
+  workerIntervalS: number;
   pointS: number;
   spanS: number;
   loaded: boolean;
@@ -25,7 +27,8 @@ export function useLiveClock(): LiveClock {
 }
 
 /** The state of a panel whose numbers come from a source that last spoke at `sourceAt`. */
-export function usePanelState(sourceAt: number | null | undefined, hasData = true): PanelState {
-  const { now, connection, intervalS, loaded } = useLiveClock();
+export function usePanelState(sourceAt: number | null | undefined, hasData = true, source: 'workers' | 'gateways' = 'workers'): PanelState {
+  const { now, connection, loaded, ...clock } = useLiveClock();
+  const intervalS = source === 'workers' ? clock.workerIntervalS : clock.intervalS;
   return panelState({ connection, sourceAt: sourceAt ?? null, intervalS, now, hasData, loaded });
 }

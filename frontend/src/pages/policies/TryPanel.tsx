@@ -138,7 +138,7 @@ function Outcome({ trial, view, names }: { trial: Trial; view: TrialView; names:
       )}
       <div className="said" role="status" data-testid="trial-verdict">
         <p className="headline">{result.verdict.headline}</p>
-        <Effects effects={result.verdict.effects} names={names} />
+        <Effects effects={result.verdict.effects.filter((one) => !result.verdict.headline.includes(one.text))} names={names} />
       </div>
       <Figures result={result} baseVersion={trial.base_version} names={names} />
       <Caveats result={result} />
