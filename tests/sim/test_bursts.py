@@ -2,105 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from math import ceil
 from statistics import mean
 
 import pytest
 
-from scheduler_worker.core.admission import Admitted
-from scheduler_worker.core.cost_model import CostModel
-from scheduler_worker.core.forecast import Forecast
-from scheduler_worker.core.plan import Capacity
-from scheduler_worker.core.policy import Policy, default_policy
-from scheduler_worker.core.scheduler import Scheduler
-from scheduler_worker.core.sequence import SequenceHeader
-from scheduler_worker.sim.admission import SimulatedAdmission
-from scheduler_worker.sim.cost import StepCost
-from scheduler_worker.sim.run import History, Options, Outcome, Simulation
+from bench.bursts import (
+    BOUND_S,
+    TTFT_S,
+    KnowsLengths,
+    burst,
+    longest_wait_s,
+    num_an_oracle_refuses,
+    policy,
+    refused,
+    run,
+)
+from scheduler_worker.sim.run import Outcome
 from scheduler_worker.sim.trace import Request
-
-LAPTOP = StepCost(base_s=0.03, row_s=0.0025, prefill_token_s=0.0012, kv_token_s=1e-7, swap_block_s=1e-4)
-"""A model of 135M parameters on two processor cores: 32 rows decode in 0.11 s, a prompt of 40 tokens takes 0.05 s."""
-KNOWN = {"base_s": 0.03, "decode_row_s": 0.0025, "prefill_token_s": 0.0012, "kv_token_s": 1e-7}
-CAPACITY = Capacity(num_slots=32, num_blocks=2_000, block_size=16, max_model_len=8_192, num_swap_blocks=2_000)
-CLASSES = ("high", "medium", "low")
-BURST_AT = 60.0
-BOUND_S = 30.0
-TTFT_S = 14.0
-
-
-def policy(**low: object) -> Policy:
-    """Objectives that a slow pool can keep; everybody is refused by a bound of 30 s unless `low` says otherwise."""
-    slow = {"high": (1.2, 0.14), "medium": (2.9, 0.18), "low": (TTFT_S, 0.28)}
-    usual = default_policy()
-    classes = []
-    for one in usual.classes:
-        ttft_s, tpot_s = slow[one.id]
-        slo = one.slo.model_copy(update={"ttft_s": ttft_s, "tpot_s": tpot_s})
-        changes = {"slo": slo, "admit_on": "max_wait", **(low if one.id == "low" else {})}
-        classes.append(one.model_copy(update=changes))
-    step = usual.step.model_copy(update={"max_num_batched_tokens": 128, "max_chunk_tokens": 128})
-    return usual.model_copy(update={"classes": tuple(classes), "step": step})
-
-
-def burst(num: int) -> list[Request]:
-    """Chats of 40 + 50 tokens, one after the other in 4 ms, over the classes in turn."""
-    return [Request(BURST_AT + 0.004 * index, 40, 50, CLASSES[index % 3]) for index in range(num)]
-
-
-class Listening(SimulatedAdmission):
-    """Keeps what was predicted, in the order of arrival."""
-
-    def __init__(self, rules: Policy, scheduler: Scheduler) -> None:
-        super().__init__(rules, [scheduler], CAPACITY)
-        self.predicted_s: list[float] = []
-        listener = self
-
-        class Heard(Forecast):
-            def decide(self, *arguments: object) -> object:  # type: ignore[override]
-                answer = super().decide(*arguments)  # type: ignore[arg-type]
-                told = isinstance(answer, Admitted)
-                listener.predicted_s.append(answer.wait_s if told else float(answer.numbers["predicted_s"]))  # type: ignore[union-attr]
-                return answer
-
-        self._forecast = Heard(0.0)
-
-
-class Unguarded(SimulatedAdmission):
-    """Lets everybody in."""
-
-    def refusal(self, header: SequenceHeader, now: float) -> float | None:
-        """Nobody is refused."""
-        return None
-
-
-def run(requests: Sequence[Request], rules: Policy | None = None) -> tuple[History, list[float]]:
-    """What became of them, and the wait that was predicted for each."""
-    rules = rules or policy()
-    scheduler = Scheduler(rules, CAPACITY, cost_model=CostModel(KNOWN))
-    admission = Listening(rules, scheduler)
-    history = Simulation(requests, [scheduler], [LAPTOP], Options(max_tokens=50), admission).run()
-    return history, admission.predicted_s
-
-
-def num_an_oracle_refuses(num: int) -> int:
-    """Of a burst of this size, with all let in and the whole margin held back: those who start too late."""
-    rules = policy()
-    scheduler = Scheduler(rules, CAPACITY, cost_model=CostModel(KNOWN))
-    admission = Unguarded(rules, [scheduler], CAPACITY)
-    slow = LAPTOP.scaled(1.0 / (1.0 - rules.admission.capacity_margin))
-    outcomes = Simulation(burst(num), [scheduler], [slow], Options(max_tokens=50), admission).run().outcomes
-    return sum((one.wait_s or 0.0) > BOUND_S for one in outcomes)
-
-
-def refused(history: History) -> list[Outcome]:
-    return [one for one in history.outcomes if one.refused]
-
-
-def longest_wait_s(history: History) -> float:
-    return max(one.wait_s or 0.0 for one in history.outcomes if not one.refused)
 
 
 @pytest.mark.parametrize("num", [10, 20, 32, 46, 64])
@@ -111,6 +31,14 @@ def test_a_burst_that_fits_into_the_bound_is_let_in_as_a_whole(num: int) -> None
 @pytest.mark.parametrize("num", [150, 200, 300])
 def test_of_a_larger_burst_no_more_are_refused_than_an_oracle_would(num: int) -> None:
     assert len(refused(run(burst(num))[0])) <= 1.2 * num_an_oracle_refuses(num)
+
+
+@pytest.mark.parametrize("num", [80, 100, 200])
+def test_no_more_are_refused_than_if_all_lengths_but_not_those_who_come_later_were_known(num: int) -> None:
+    """Once lengths have been learned; requests allow ten times what answers come to."""
+    requests = burst(num, num_before=120)
+    by_lengths = len(refused(run(requests, kind=KnowsLengths, max_tokens=500)[0]))
+    assert len(refused(run(requests, max_tokens=500)[0])) <= 1.2 * by_lengths
 
 
 @pytest.mark.parametrize("num", [46, 100, 150, 200, 300])
