@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 MAX_REQUESTS: Final = 20_000
 MAX_OPEN: Final = 4
 TIME_LIMIT_S: Final = 300.0
+STARTING_S: Final = 60.0
 LOST_AFTER_S: Final = 900.0
 KEPT_DAYS: Final = 90
 WINDOWS_S: Final = (900, 3600, 86_400)
@@ -117,10 +118,19 @@ def give_up_if_lost(trial: Trial) -> Trial:
 
 
 def run(trial_id: int) -> str:
-    """Run a queued trial to its end; the state in which it ended. Repeating it runs only what has not ended."""
-    now = timezone.now()
-    if not _open(trial_id).update(state=TrialState.RUNNING, started_at=now):
+    """Run a queued trial to its end; the state in which it ended, or `queued` while another one of the pool runs.
+
+    One at a time: Celery has other things to do. Repeating it runs only what has not ended.
+    """
+    found = Trial.objects.filter(pk=trial_id).values_list("pool", flat=True).first()
+    if found is None:
         return TrialState.CANCELLED
+    now = timezone.now()
+    with _queue(found):
+        if _is_busy(found, trial_id, now):
+            return TrialState.QUEUED
+        if not _open(trial_id).update(state=TrialState.RUNNING, started_at=now):
+            return TrialState.CANCELLED
     trial = Trial.objects.get(pk=trial_id)
     try:
         _finish(trial_id, TrialState.DONE, result=_run(trial))
@@ -278,6 +288,13 @@ def _make_room(pool: str, author: str, now: datetime) -> None:
     others = [one for one in still_open if one.author != author and not _is_lost(one, now)]
     if len(others) >= MAX_OPEN:
         raise TooMany(f"{len(others)} trials of other operators are under way. Try again in a minute.", 60)
+
+
+def _is_busy(pool: str, trial_id: int, now: datetime) -> bool:
+    """Whether another trial runs. One that is older than it can become is no obstacle: its worker is gone."""
+    since = now - timedelta(seconds=TIME_LIMIT_S + STARTING_S)
+    running = Trial.objects.filter(pool=pool, state=TrialState.RUNNING, started_at__gte=since)
+    return running.exclude(pk=trial_id).exists()
 
 
 def _is_lost(trial: Trial, now: datetime) -> bool:

@@ -221,6 +221,17 @@ def test_a_new_trial_ends_the_same_operators_earlier_one(api: APIClient, ready: 
     assert states == {first["id"]: "cancelled", second["id"]: "queued"}
 
 
+def test_one_trial_runs_at_a_time_and_the_next_waits(api: APIClient, ready: Document) -> None:
+    trial = start(api, ready)
+    other = Trial.objects.create(
+        pool=POOL, author="bo", base_version=1, document=ready, state="running",
+        created_at=datetime.now(UTC), started_at=datetime.now(UTC),
+    )  # fmt: skip
+    assert run_trial(trial["id"]) == "queued"
+    other.delete()
+    assert run_trial(trial["id"]) == "done"
+
+
 def test_a_simulation_that_takes_too_long_is_ended(
     api: APIClient, ready: Document, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ import { ClassName } from '../../components/ClassName';
 import { Icon } from '../../components/Icon';
 import { Segments } from '../../components/Segments';
 import { Term } from '../../components/Term';
-import { count, plural } from '../../lib/format';
+import { count, latencyText, plural } from '../../lib/format';
 import { clock, instant, parseInstant, utc } from '../../lib/time';
 import type { Row } from '../../lib/trial';
 import { isKey, rowsOf, windowWords } from '../../lib/trial';
@@ -98,7 +98,8 @@ function blockedBy(editor: Editor, traffic: Traffic | null, num: number): string
 
 function Running({ trial, onCancel, baseVersion }: { trial: Trial; onCancel: () => void; baseVersion: number }) {
   const share = trial.num_total === 0 ? 0 : trial.num_done / trial.num_total;
-  const words = trial.num_total === 0 ? 'Waiting for a free Celery worker.' : `Replayed under v${baseVersion}, then under the draft: ${Math.floor(share * 100)} %`;
+  const waits = trial.state === 'queued' ? 'Waiting for a free Celery worker.' : 'Reading the recorded traffic.';
+  const words = trial.num_total === 0 ? waits : `Replayed under v${baseVersion}, then under the draft: ${Math.floor(share * 100)} %`;
   return (
     <div className="trying">
       <Progress value={share * 100} color="ink" size="sm" aria-label="Replayed" />
@@ -141,7 +142,7 @@ function Outcome({ trial, view, names }: { trial: Trial; view: TrialView; names:
         <Effects effects={result.verdict.effects.filter((one) => !result.verdict.headline.includes(one.text))} names={names} />
       </div>
       <Figures result={result} baseVersion={trial.base_version} names={names} />
-      <Caveats result={result} />
+      <Caveats result={result} baseVersion={trial.base_version} />
     </>
   );
 }
@@ -232,7 +233,16 @@ function FigureRow({ row, showsAll, children }: { row: Row; showsAll: boolean; c
   );
 }
 
-function Caveats({ result }: { result: TrialResult }) {
+/** How close the simulator comes: the active version simulated, beside what was measured of the same requests. */
+function closeness(result: TrialResult, baseVersion: number): string {
+  const known = result.classes.filter((one) => typeof one.active?.ttft_p50_s === 'number' && typeof one.measured?.ttft_p50_s === 'number');
+  const most = known.sort((a, b) => (b.measured?.num ?? 0) - (a.measured?.num ?? 0))[0];
+  if (most === undefined) return '';
+  const simulated = latencyText(most.active?.ttft_p50_s ?? null);
+  return `How close it is: v${baseVersion} simulated gives ${most.class_id} a TTFT p50 of ${simulated}; then measured was ${latencyText(most.measured?.ttft_p50_s ?? null)}.`;
+}
+
+function Caveats({ result, baseVersion }: { result: TrialResult; baseVersion: number }) {
   return (
     <p className="note pb caveats">
       {plural(result.num_requests, 'request')}
@@ -240,7 +250,7 @@ function Caveats({ result }: { result: TrialResult }) {
       {plural(result.num_slots, 'slot')} and {count(result.num_kv_tokens)} tokens of KV cache, as they are now.
       {result.num_guessed === 0 ? '' : ` The answers of ${count(result.num_guessed)} have no known length; it was drawn from their class’s.`}
       {result.num_cached === 0 ? '' : ` ${count(result.num_cached)} had part of their prompt in the cache; here it is computed.`}
-      {result.is_cut ? ' There was more; the newest were taken.' : ''} Each side is judged by its own objectives. Differences below 5 % are written as “same”. The way from worker to client is not
+      {result.is_cut ? ' There was more; the newest were taken.' : ''} {closeness(result, baseVersion)} Each side is judged by its own objectives. Differences below 5 % are written as “same”. The way from worker to client is not
       simulated.
     </p>
   );
