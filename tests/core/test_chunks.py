@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from scheduler_worker.core.applying import BadResult
-from scheduler_worker.core.chunks import StepChunks
+from scheduler_worker.core.chunks import Emitted, StepChunks
 from scheduler_worker.core.plan import Chunk, RowResult, StepPlan, StepResult
 from tests.core.worlds import World, a_capacity
 
@@ -123,3 +123,10 @@ def test_a_decoding_row_that_stops_without_a_token_emits_none() -> None:
     applied = world.scheduler.apply_result(StepResult(plan.step, tuple(rows), 0.01), world.now)
     assert applied.tokens is not None
     assert applied.tokens.rows == (("r0", 1), ("r2", 1))
+
+
+def test_what_a_step_emitted_is_like_the_tuple_of_its_pairs() -> None:
+    emitted, pairs = Emitted(("a", "b"), (("c", 1),)), (("a", 1), ("b", 1), ("c", 1))
+    same = Emitted(("a", "b", "c"))
+    assert (emitted, emitted[-1], emitted[1:], len(emitted)) == (pairs, pairs[-1], pairs[1:], 3)
+    assert (hash(emitted), emitted == same, emitted == Emitted(("a",))) == (hash(pairs), True, False)
