@@ -165,7 +165,7 @@ function Effects({ effects, names }: { effects: readonly Effect[]; names: Names 
             </dt>
             {found.map((one) => (
               <dd key={one.text}>
-                <ClassName id={one.class_id} color={names.colorOf(one.class_id)} /> {one.text.slice(one.class_id.length)}.
+                <ClassName id={one.class_id} color={names.colorOf(one.class_id)} /> {one.text.slice(one.class_id.length).trimStart()}.
               </dd>
             ))}
           </div>
