@@ -116,19 +116,19 @@ class Lockstep:
         if self._frozen is None:
             seq_ids, slots, offsets, expected = self._columns
             self._frozen = DecodeRows(tuple(seq_ids), slots[:], offsets[:], tuple(expected))
-        places = self._places(absent)
+        places = self._places(absent) if absent else None
         return self._frozen.without(places) if places else self._frozen
 
     def by_place(self, grown: list[int], blocks: Blocks, absent: Set[str]) -> dict[int, Blocks]:
         """A block for each row that has grown, by its place among the rows but for those `absent`."""
-        if not (places := self._places(absent)):
+        if not absent or not (places := self._places(absent)):
             return dict(zip(grown, zip(blocks), strict=True))
         left = [(place, block) for place, block in zip(grown, blocks, strict=True) if place not in places]
         return {place - bisect(places, place): (block,) for place, block in left}
 
     def _places(self, seq_ids: Set[str]) -> list[int]:
         """Where those of the rows stand, in order."""
-        return sorted([self.rows[one].place for one in seq_ids if one in self.rows]) if seq_ids else []
+        return sorted([self.rows[one].place for one in seq_ids if one in self.rows])
 
     def change_class(self, sequence: Sequence, class_id: str) -> None:
         """The sequence, in lockstep or not, belongs to another class from now on."""

@@ -118,8 +118,9 @@ class StepBuilder:
             return None
         self._take_vacated()
         self._plan_decodes()
-        self._num_rows = state.num_running - len(self._absent) + len(self._stalled)
-        if state.catching_up or len(state.ready):
+        num_running = len(state.lockstep.rows) + len(state.catching_up)
+        self._num_rows = num_running - len(self._absent) + len(self._stalled)
+        if state.catching_up or state.ready.sequences:
             self._budget = self._prefill_budget()
             self._row_limit = min(state.capacity.num_slots, state.batch_limit.limit, self._token_budget)
             self._plan_the_rest()

@@ -81,9 +81,9 @@ class Turns:
         Who is refused makes its class wait until the walk is over: what is granted meanwhile can only add to its debt,
         so that thousands who starve without credit cost one look.
         """
-        until = self._now + self._policy.step.rescue_within_s
-        starving = [queue for queue in self._classes.values() if self._starves(queue.by_age.first())]
-        pressed = [queue for queue in self._classes.values() if queue.is_pressed(until)]
+        until, queues = self._now + self._policy.step.rescue_within_s, self._classes.values()
+        starving = [one for one in queues if (first := one.by_age.first()) is not None and first.tier_at <= self._now]
+        pressed = [one for one in queues if one.is_pressed(until)]
         self.has_urgent = bool(pressed)
         if starving and self._policy.starvation.enabled:
             yield from self._permitted(self._walk_starving(starving), Reason.STARVING)
@@ -135,12 +135,9 @@ class Turns:
         walks = [self._starving_in(one) for one in queues]
         return merge(*walks, key=lambda sequence: (sequence.bound_at, sequence.number))
 
-    def _starves(self, sequence: Sequence | None) -> bool:
-        return sequence is not None and sequence.tier_at <= self._now
-
     def _starving_in(self, queue: ClassQueue) -> Iterator[Sequence]:
         for sequence in queue.by_age.in_order():
-            if not self._starves(sequence) or sequence.class_id in self._refused:
+            if sequence.tier_at > self._now or sequence.class_id in self._refused:
                 return
             yield sequence
 
