@@ -117,8 +117,7 @@ def await_return(state: State, sequence: Sequence) -> None:
 def _grow(state: State, chunks: StepChunks) -> None:
     seq_ids, rows = chunks.decodes.seq_ids, state.lockstep.rows
     grown = [(rows[seq_ids[place]], blocks) for place, blocks in chunks.growth.items()]
-    for sequence, blocks in grown:
-        state.hold(sequence, blocks)
+    state.hold_all(grown)
     state.lockstep.grow(grown)
 
 

@@ -192,6 +192,17 @@ class State:
         self.pool.hold(blocks, num_hits)
         sequence.blocks.extend(blocks)
 
+    def hold_all(self, grown: list[tuple[Sequence, tuple[int, ...]]]) -> None:
+        """Append blocks, of which nothing is known, to the tables of these sequences."""
+        num_kept = 0
+        for sequence, blocks in grown:
+            num_promised = sequence.promised_blocks - len(sequence.blocks)
+            if num_promised > 0:
+                num_kept += min(num_promised, len(blocks))
+            sequence.blocks.extend(blocks)
+        self.pool.num_promised -= num_kept
+        self.pool.hold([block for _, blocks in grown for block in blocks])
+
     def vacate(self, sequence: Sequence) -> None:
         """Free its slot, its blocks and what was promised to it."""
         pool, blocks = self.pool, sequence.blocks
