@@ -136,6 +136,8 @@ class Scheduler:
             return self._end(sequence, FinishReason.LENGTH, now, Reason.LENGTH)
         reason = Reason.REQUEUED if header.attempt else Reason.ARRIVED
         numbers = {"num_prompt_tokens": header.num_prompt_tokens, "attempt": header.attempt}
+        if header.attempt:
+            numbers["num_tokens"] = sequence.num_sampled
         return Applied(events=(_event(now, EventKind.QUEUED, reason, sequence, numbers),))
 
     def _why_never(self, sequence: Sequence) -> str | None:
@@ -168,9 +170,12 @@ class Scheduler:
             sequence = state.sequences.get(seq_id)
             if sequence is None:
                 continue
-            if reason is FinishReason.CANCELLED or sequence.state is not SequenceState.WAITING:
-                events.append(_event(now, EventKind.FINISHED, BECAUSE[reason], sequence, {}))
-            finished.append(state.end(sequence, reason, now))
+            is_told = reason is FinishReason.CANCELLED or sequence.state is not SequenceState.WAITING
+            ended = state.end(sequence, reason, now)
+            finished.append(ended)
+            if is_told:
+                numbers = {"num_tokens": ended.num_generated_tokens}
+                events.append(_event(now, EventKind.FINISHED, BECAUSE[reason], sequence, numbers))
         released = tuple(one.seq_id for one in state.release_ended())
         unstick(state)
         return Applied(tuple(events), None, tuple(finished), released)
@@ -179,7 +184,10 @@ class Scheduler:
         self, sequence: Sequence, reason: FinishReason, now: float, why: Reason, error: str | None = None
     ) -> Applied:
         kind = EventKind.REJECTED if reason is FinishReason.FAILED else EventKind.FINISHED
-        numbers: dict[str, float | int | str] = {"num_prompt_tokens": sequence.num_prompt_tokens}
+        numbers: dict[str, float | int | str] = {
+            "num_prompt_tokens": sequence.num_prompt_tokens,
+            "num_tokens": sequence.num_sampled,
+        }
         if error is not None:
             numbers |= {"error": error, "max_prompt_tokens": self.state.capacity.max_model_len - 1}
         event = _event(now, kind, why, sequence, numbers)

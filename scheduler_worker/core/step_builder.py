@@ -203,7 +203,8 @@ class StepBuilder:
             victim = last_in_line(self._state.as_victim(one) for one in self._all_but_first())
             if victim is None:
                 break
-            self._park(victim, Reason.PREEMPTED_BY_MEMORY, due[0].seq_id, {"num_blocks": victim.num_blocks})
+            numbers: dict[str, float | int | str] = {"num_blocks": victim.num_blocks, "by_class": due[0].class_id}
+            self._park(victim, Reason.PREEMPTED_BY_MEMORY, due[0].seq_id, numbers)
             due = [one for one in due if self._runs(one)]
         growing, stalled = due[: self._draft.num_available], due[self._draft.num_available :]
         self._stall(stalled)
