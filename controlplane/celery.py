@@ -37,6 +37,11 @@ app.conf.update(
             "schedule": 5.0,
             "options": {"expires": 5.0},
         },
+        "run-next-trial": {
+            "task": "policies.run_next_trial",
+            "schedule": 5.0,
+            "options": {"expires": 5.0},
+        },
         "find-lost-requests": {
             "task": "inference.reconcile_lost",
             "schedule": 15.0,

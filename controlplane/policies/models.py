@@ -81,6 +81,7 @@ class Trial(models.Model):
     state = models.CharField(max_length=10, choices=TrialState, default=TrialState.QUEUED)
     created_at = models.DateTimeField()
     started_at = models.DateTimeField(null=True)
+    heard_at = models.DateTimeField(null=True, help_text="When whoever runs it last said how far it is.")
     finished_at = models.DateTimeField(null=True)
     num_done = models.PositiveIntegerField(default=0)
     num_total = models.PositiveIntegerField(default=0)

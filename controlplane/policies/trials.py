@@ -38,7 +38,8 @@ logger = logging.getLogger(__name__)
 MAX_REQUESTS: Final = 20_000
 MAX_OPEN: Final = 4
 TIME_LIMIT_S: Final = 300.0
-STARTING_S: Final = 60.0
+SILENT_S: Final = 30.0
+"""A running trial that says nothing for so long has lost its Celery process."""
 LOST_AFTER_S: Final = 900.0
 KEPT_DAYS: Final = 90
 WINDOWS_S: Final = (900, 3600, 86_400)
@@ -118,18 +119,19 @@ def give_up_if_lost(trial: Trial) -> Trial:
 
 
 def run(trial_id: int) -> str:
-    """Run a queued trial to its end; the state in which it ended, or `queued` while another one of the pool runs.
+    """Run an open trial to its end; the state in which it ended, or the one that it keeps while one of the pool runs.
 
-    One at a time: Celery has other things to do. Repeating it runs only what has not ended.
+    One at a time: Celery has other things to do. Who finds another running leaves; `next_due` names whose turn it is.
     """
     found = Trial.objects.filter(pk=trial_id).values_list("pool", flat=True).first()
     if found is None:
         return TrialState.CANCELLED
     now = timezone.now()
     with _queue(found):
-        if _is_busy(found, trial_id, now):
-            return TrialState.QUEUED
-        if not _open(trial_id).update(state=TrialState.RUNNING, started_at=now):
+        if _is_busy(found, now):
+            return str(Trial.objects.values_list("state", flat=True).get(pk=trial_id))
+        begun = {"state": TrialState.RUNNING, "started_at": now, "heard_at": now, "num_done": 0, "num_total": 0}
+        if not _open(trial_id).update(**begun):
             return TrialState.CANCELLED
     trial = Trial.objects.get(pk=trial_id)
     try:
@@ -140,6 +142,19 @@ def run(trial_id: int) -> str:
         _finish(trial_id, TrialState.FAILED, problem="Something failed on our side; the log of Celery says what.")
         raise
     return str(Trial.objects.values_list("state", flat=True).get(pk=trial_id))
+
+
+def next_due(pool: str) -> int | None:
+    """The oldest open trial that nobody runs; None while one runs, or none is open.
+
+    What Celery held when it was killed is found here again, from its first request on. What is lost is given up.
+    """
+    for one in Trial.objects.filter(pool=pool, state__in=OPEN_TRIAL_STATES).order_by("pk"):
+        give_up_if_lost(one)
+    if _is_busy(pool, timezone.now()):
+        return None
+    found = Trial.objects.filter(pool=pool, state__in=OPEN_TRIAL_STATES).order_by("pk")
+    return found.values_list("pk", flat=True).first()
 
 
 def _run(trial: Trial) -> dict[str, Any]:
@@ -232,7 +247,8 @@ def _result(trial_id: int, command: subprocess.Popen[str], is_late: threading.Ev
                 return runs
             if "error" in said:
                 raise TrialFailed(said["error"])
-            if not _open(trial_id).update(num_done=said["done"], num_total=said["total"]):
+            heard = {"num_done": said["done"], "num_total": said["total"], "heard_at": timezone.now()}
+            if not _open(trial_id).update(**heard):
                 raise TrialFailed("It was cancelled.")
     finally:
         command.kill()
@@ -290,11 +306,10 @@ def _make_room(pool: str, author: str, now: datetime) -> None:
         raise TooMany(f"{len(others)} trials of other operators are under way. Try again in a minute.", 60)
 
 
-def _is_busy(pool: str, trial_id: int, now: datetime) -> bool:
-    """Whether another trial runs. One that is older than it can become is no obstacle: its worker is gone."""
-    since = now - timedelta(seconds=TIME_LIMIT_S + STARTING_S)
-    running = Trial.objects.filter(pool=pool, state=TrialState.RUNNING, started_at__gte=since)
-    return running.exclude(pk=trial_id).exists()
+def _is_busy(pool: str, now: datetime) -> bool:
+    """Whether a trial runs and is heard of. One that fell silent is no obstacle: its process is gone."""
+    since = now - timedelta(seconds=SILENT_S)
+    return Trial.objects.filter(pool=pool, state=TrialState.RUNNING, heard_at__gte=since).exists()
 
 
 def _is_lost(trial: Trial, now: datetime) -> bool:

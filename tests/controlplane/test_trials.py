@@ -19,7 +19,7 @@ from controlplane.common.connections import redis_client
 from controlplane.inference.services import AcceptedRequest, mark_finished, record_accepted
 from controlplane.policies import trials
 from controlplane.policies.models import Trial
-from controlplane.policies.tasks import run_trial
+from controlplane.policies.tasks import run_next_trial, run_trial
 from scheduler_worker.core.cost_model import CostModel
 from scheduler_worker.protocol import keys
 from scheduler_worker.protocol.messages import Header, WorkerInfo, encode
@@ -221,15 +221,48 @@ def test_a_new_trial_ends_the_same_operators_earlier_one(api: APIClient, ready: 
     assert states == {first["id"]: "cancelled", second["id"]: "queued"}
 
 
-def test_one_trial_runs_at_a_time_and_the_next_waits(api: APIClient, ready: Document) -> None:
-    trial = start(api, ready)
-    other = Trial.objects.create(
-        pool=POOL, author="bo", base_version=1, document=ready, state="running",
-        created_at=datetime.now(UTC), started_at=datetime.now(UTC),
+def running(document: Document, heard_ago_s: float) -> Trial:
+    """A trial of another operator that a Celery process took up, and last told of so long ago."""
+    now = datetime.now(UTC)
+    return Trial.objects.create(
+        pool=POOL, author="bo", base_version=1, document=document, state="running", created_at=now, started_at=now,
+        heard_at=now - timedelta(seconds=heard_ago_s), num_done=7, num_total=60,
     )  # fmt: skip
-    assert run_trial(trial["id"]) == "queued"
+
+
+def test_one_trial_runs_at_a_time_and_the_next_waits(api: APIClient, ready: Document) -> None:
+    other, trial = running(ready, heard_ago_s=1), start(api, ready)
+    assert (run_trial(trial["id"]), run_next_trial()) == ("queued", None)
     other.delete()
+    assert run_next_trial() == trial["id"]
     assert run_trial(trial["id"]) == "done"
+
+
+def test_when_a_trial_ends_the_next_one_begins(
+    api: APIClient, ready: Document, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queued: list[int] = []
+    monkeypatch.setattr(run_trial, "delay", queued.append)
+    first = start(api, ready)
+    waiting = Trial.objects.create(
+        pool=POOL, author="bo", base_version=1, document=ready, created_at=datetime.now(UTC)
+    )
+    queued.clear()
+    run_trial(first["id"])
+    assert queued == [waiting.pk]
+
+
+def test_a_trial_whose_celery_was_killed_is_run_again_before_the_next(api: APIClient, ready: Document) -> None:
+    lost, waiting = running(ready, heard_ago_s=trials.SILENT_S + 1), start(api, ready)
+    assert run_next_trial() == lost.pk
+    assert [run_trial(lost.pk), run_trial(waiting["id"])] == ["done", "done"]
+
+
+def test_a_task_that_comes_twice_leaves_the_trial_to_who_runs_it(api: APIClient, ready: Document) -> None:
+    taken = running(ready, heard_ago_s=1)
+    assert run_trial(taken.pk) == "running"
+    taken.refresh_from_db()
+    assert (taken.num_done, taken.result) == (7, None)
 
 
 def test_a_simulation_that_takes_too_long_is_ended(
