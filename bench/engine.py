@@ -26,7 +26,6 @@ import psutil
 import torch
 import transformers
 
-from bench.engine_peers import continuous_tokens_per_s, generate_tokens_per_s
 from bench.engine_preempt import NUM_NEIGHBOURS, PreemptBench
 from bench.engine_prefix import NUM_REQUESTS, prefix_rows
 from scheduler_worker.core.plan import Applied, StepPlan
@@ -320,6 +319,8 @@ class Bench:
 
     def transformers(self, num_slots: int) -> None:
         """See `bench.engine_peers`; before an executor has changed the model."""
+        from bench.engine_peers import continuous_tokens_per_s, generate_tokens_per_s  # no part of a start
+
         asked = [(one.token_ids, one.max_tokens) for one in workload(128, self._shape["vocab_size"])]
         asked = asked[:num_slots]
         rate = generate_tokens_per_s(self._model, asked, 0)

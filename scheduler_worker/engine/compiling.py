@@ -12,8 +12,11 @@ from itertools import chain
 from typing import Any
 
 import torch
+from torch._inductor import config as inductor_config
 from torch.nn import Embedding, Module, ModuleList
 from transformers import PreTrainedModel
+
+from scheduler_worker.engine.overlap import overlaps
 
 Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -41,7 +44,13 @@ class CompiledParts:
 
 
 def _compile(call: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(call, dynamic=True)
+    return torch.compile(call, dynamic=True, options=_options())
+
+
+def _options() -> dict[str, Any]:
+    """Compiled kernels begin while those before them end, where device and compiler can."""
+    can = torch.cuda.is_available() and overlaps(torch.device("cuda"))
+    return {"triton.enable_pdl": True} if can and hasattr(inductor_config.triton, "enable_pdl") else {}
 
 
 def _parts(model: PreTrainedModel) -> list[Module]:

@@ -27,6 +27,7 @@ from scheduler_worker.engine.inspection import own_attention
 from scheduler_worker.engine.kv_cache import KVCache
 from scheduler_worker.engine.rotary import one_rotary_kernel
 from scheduler_worker.engine.sampling import Sampled
+from scheduler_worker.engine.skinny import skinny_linears
 
 logger = logging.getLogger(__name__)
 
@@ -258,9 +259,10 @@ class StepGraphs:
 
     @contextmanager
     def _capturable_model(self) -> Iterator[None]:
-        """The model with attention and rotation by operators of their own, in its compiled parts."""
+        """The model with attention, rotation and products by operators of their own, in its compiled parts."""
         parts = self._parts.in_place() if self._parts else nullcontext()
-        with own_attention(self._model, OPAQUE_NAME), one_rotary_kernel(self._model), parts:
+        own = own_attention(self._model, OPAQUE_NAME), one_rotary_kernel(self._model), skinny_linears(self._model)
+        with own[0], own[1], own[2], parts:
             yield
 
 

@@ -41,11 +41,15 @@ class FusedLinear(nn.Module):
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
         shared = self._shared
         if self._index == 0:
-            shared.parts = linear(rows, shared.weight, shared.bias).split(shared.sizes, dim=-1)
+            shared.parts = self.product(rows, shared.weight, shared.bias).split(shared.sizes, dim=-1)
         part: torch.Tensor = shared.parts[self._index]
         if self._index == len(shared.sizes) - 1:
             shared.parts = None
         return part
+
+    def product(self, rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """The whole group's outputs."""
+        return linear(rows, weight, bias)
 
 
 @torch.no_grad()

@@ -7,6 +7,9 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from scheduler_worker.engine.overlap import launch_options
 
 
 @triton.jit
@@ -66,7 +69,11 @@ def _rotate_kernel(
     kv_heads_padded: tl.constexpr,
     half_padded: tl.constexpr,
     rest_padded: tl.constexpr,
+    overlap: tl.constexpr,
 ):
+    if overlap:
+        gdc_wait()
+        gdc_launch_dependents()
     token = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, half_padded)
     mask = at < half
@@ -101,5 +108,6 @@ def rotate(
         query.shape[1], key.shape[1], dim, half,
         triton.next_power_of_2(query.shape[1]), triton.next_power_of_2(key.shape[1]),
         triton.next_power_of_2(half), triton.next_power_of_2(max(1, dim - 2 * half)),
+        **launch_options(query.device),
     )  # fmt: skip
     return out_query, out_key

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from scheduler_worker.engine.attention.opaque import OPAQUE_NAME, attending, number_layers
 from scheduler_worker.engine.compiling import CompiledParts
 from scheduler_worker.engine.inspection import check_logits, own_attention
+from scheduler_worker.engine.skinny import skinny_linears
 from tests.engine.models import FAMILIES, make_model
 
 
@@ -46,7 +47,8 @@ def logits(model: PreTrainedModel, parts: CompiledParts, layers: list[int], comp
     with own_attention(model, OPAQUE_NAME), attending(plain_attention(layers)):
         if not compiled:
             return check_logits(model)
-        with parts.in_place():
+        with skinny_linears(model) as num_linears, parts.in_place():
+            assert num_linears > 1
             return check_logits(model)
 
 

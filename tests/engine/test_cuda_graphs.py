@@ -27,6 +27,8 @@ pytestmark = [
 PROMPTS = [make_prompt(length) for length in (5, 16, 31)]
 FLASHINFER_SIZES = {"hidden_size": 256, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 64}
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True, logprobs=1)
+WIDER = {"hidden_size": 1024, "intermediate_size": 2048}
+"""Layers that our own kernel multiplies."""
 
 
 class PlainAttention:
@@ -151,16 +153,21 @@ def test_a_corrupted_cache_changes_what_captured_steps_yield() -> None:
     assert planner.run()["a"] != expected
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral-window", "gemma2"])
-def test_captured_flashinfer_agrees_with_sdpa(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("family", "wider", "compile_model"),
+    [("llama", {}, False), ("mistral-window", {}, False), ("gemma2", {}, False), ("llama", WIDER, True)],
+)
+def test_captured_flashinfer_agrees_with_sdpa(
+    family: str, wider: dict[str, int], compile_model: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Until two tokens are about equally likely, the same tokens with the same probabilities."""
     pytest.importorskip("flashinfer")
     name, sizes = FAMILIES[family]
-    monkeypatch.setitem(FAMILIES, family, (name, {**sizes, **FLASHINFER_SIZES}))
+    monkeypatch.setitem(FAMILIES, family, (name, {**sizes, **FLASHINFER_SIZES, **wider}))
     runs = []
     for settings in ({"attention_backend": "sdpa"}, {"attention_backend": "flashinfer"}):
         model = make_model(family, scale=2.0).to("cuda", torch.float16)
-        executor = make_executor(model, block_size=16, self_check=True, compile_model=False, **settings)
+        executor = make_executor(model, block_size=16, self_check=True, compile_model=compile_model, **settings)
         if settings["attention_backend"] == "flashinfer":
             refuse_eager_steps(executor)
         planner = HandPlanner(executor, chunk_size=7)

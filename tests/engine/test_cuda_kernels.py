@@ -114,3 +114,41 @@ def test_a_swapped_sequence_goes_on_as_if_nothing_had_happened(num_swap_blocks: 
 
 def block_bytes() -> int:
     return make_executor(make_model("llama").to("cuda"))._cache.shape.block_bytes
+
+
+@pytest.mark.parametrize("num_out", [128, 576, 36_864], ids=["parts", "fewer parts", "wide"])
+@pytest.mark.parametrize("num_rows", [1, 17, 64])
+@pytest.mark.parametrize("has_bias", [False, True])
+def test_a_skinny_product_equals_the_formula(num_out: int, num_rows: int, has_bias: bool) -> None:
+    """Rows that lie apart, in 20 captured calls one after the other, each of which reads what the one before wrote."""
+    from scheduler_worker.engine.skinny_kernel import product
+
+    draw = torch.Generator().manual_seed(num_out + num_rows)
+    rows, weight = torch.randn(num_rows, 4104, generator=draw), torch.randn(num_out, 4096, generator=draw) / 64
+    bias = torch.randn(num_out, generator=draw) if has_bias else None
+    given = [None if one is None else one.to("cuda", torch.bfloat16) for one in (rows, weight, bias)]
+    packed = given[0][:, :4096]
+    expected = torch.nn.functional.linear(packed.float(), given[1].float(), None if bias is None else given[2].float())
+    product(packed, *given[1:])
+    graph, outs = torch.cuda.CUDAGraph(), []
+    with torch.cuda.graph(graph):
+        for _ in range(20):
+            outs.append(product(packed, *given[1:]))
+            packed = packed + 0 * outs[-1].sum().nan_to_num(0, 0, 0)
+    for _ in range(20):
+        graph.replay()
+
+    assert (outs[0].float() - expected).abs().max() < 4e-2
+    assert all(torch.equal(one, outs[0]) for one in outs)
+
+
+def test_a_skinny_product_leaves_what_it_does_not_take() -> None:
+    from scheduler_worker.engine.skinny_kernel import product
+
+    def rows(*sizes: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+        return torch.zeros(*sizes, device="cuda", dtype=dtype)
+
+    assert product(rows(65, 1024), rows(1024, 1024), None) is None
+    assert product(rows(4, 1000), rows(1024, 1000), None) is None
+    assert product(rows(4, 1024), rows(1000, 1024), None) is None
+    assert product(rows(4, 1024, dtype=torch.float32), rows(1024, 1024, dtype=torch.float32), None) is None

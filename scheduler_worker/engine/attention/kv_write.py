@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+from scheduler_worker.engine.overlap import launch_options
 
 
 @triton.jit
@@ -23,7 +26,11 @@ def _write_kernel(
     value_width: tl.constexpr,
     value_dim: tl.constexpr,
     block: tl.constexpr,
+    overlap: tl.constexpr,
 ):
+    if overlap:
+        gdc_wait()
+        gdc_launch_dependents()
     token = tl.program_id(0)
     place = tl.load(index + token)
     offsets = tl.arange(0, block)
@@ -68,4 +75,5 @@ def write_kv(
         value_width,
         values.shape[2],
         triton.next_power_of_2(max(key_width, value_width)),
+        **launch_options(keys.device),
     )

@@ -14,8 +14,10 @@ from typing import Any, Final
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from scheduler_worker.engine.attention.base import LayerSpec
+from scheduler_worker.engine.overlap import launch_options
 
 _LOG2_E: Final = 1.4426950408889634
 _MIN_DOT_ROWS: Final = 16
@@ -52,7 +54,11 @@ def _decode_kernel(
     min_part_tokens: tl.constexpr,
     window: tl.constexpr,
     softcap: tl.constexpr,
+    overlap: tl.constexpr,
 ):
+    if overlap:
+        gdc_wait()
+        gdc_launch_dependents()
     part = tl.program_id(0)
     head = tl.program_id(1)
     row = tl.num_programs(2) - 1 - tl.program_id(2)  # rows come by length: the longest begins first
@@ -227,6 +233,7 @@ class PagedDecode:
             spec.softcap or 0.0,
             num_warps=how.num_warps,
             num_stages=how.num_stages,
+            **launch_options(query.device),
         )
 
 
