@@ -167,7 +167,7 @@ class Applying:
         is_full = len(rows) + len(state.catching_up) >= state.batch_limit.limit
         is_binding = is_full and bool(state.ready.sequences or state.waiting.sequences)
         num_together = self._flying.plan.step - oldest.join_step
-        return state.batch_limit.step_applied(self._now, num_together, state.tightest_tpot_s, is_binding)
+        return state.batch_limit.step_applied(self._now, num_together, self._flying.tpot_s, is_binding)
 
     def _event(
         self, kind: EventKind, reason: Reason, sequence: Sequence, numbers: dict[str, float | int | str]

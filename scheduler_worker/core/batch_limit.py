@@ -4,6 +4,10 @@ A sample is the p99 over decoding sequences of their mean ITL over `itl_window_s
 in lockstep through the window saw the same steps, so the sample is the window's time over its steps. The mean of
 `num_samples` samples against the target decides: above the band the limit shrinks, below it grows, but only while
 the limit is what holds sequences back. The history is cleared after each change, and nobody is preempted to shrink.
+
+Steps are planned for the tightest objective among those that decode. Where that changes from step to step, because a
+class with a tight one comes and goes, the target is the mean over the steps that were measured: long steps that kept
+a loose objective are no reason to shrink once a tight one runs.
 """
 
 from __future__ import annotations
@@ -28,9 +32,10 @@ class BatchLimit:
 
     def __init__(self, rules: Rules, num_slots: int) -> None:
         self._num_slots = num_slots
-        self._samples: list[tuple[float, bool]] = []
+        self._samples: list[tuple[float, float, bool]] = []
         self._window_began_at: float | None = None
         self._window_steps = 0
+        self._window_tpot_s = 0.0
         self.itl_s: float | None = None
         self.target_s: float | None = None
         self.set_rules(rules)
@@ -43,11 +48,11 @@ class BatchLimit:
         self.min_limit = min(rules.min_slots, self.max_limit)
         self.limit = min(max(getattr(self, "limit", self.max_limit), self.min_limit), self.max_limit)
 
-    def target_for(self, tightest_tpot_s: float | None) -> float | None:
+    def target_for(self, tightest_tpot_s: float) -> float:
         """The ITL to aim at: the policy's, else the tightest running objective over the band's upper edge."""
         if self.rules.itl_target_s is not None:
             return self.rules.itl_target_s
-        return None if tightest_tpot_s is None else tightest_tpot_s / self.rules.shrink_above
+        return tightest_tpot_s / self.rules.shrink_above
 
     def restart_window(self) -> None:
         """The sequences that were being watched stopped decoding together."""
@@ -56,30 +61,39 @@ class BatchLimit:
     def step_applied(
         self, at: float, num_steps_together: int, tightest_tpot_s: float | None, is_binding: bool
     ) -> LimitChange | None:
-        """A step with decoding sequences ended at `at`.
+        """A step ended at `at` that was planned for this objective; None where nobody decoded in it.
 
         `num_steps_together` counts the steps that some sequence has decoded through without a gap; `is_binding`
         says that the limit holds sequences back.
         """
+        if tightest_tpot_s is None:
+            self.restart_window()
+            return None
         if self._window_began_at is None:
-            self._window_began_at, self._window_steps = at, 0
+            self._open_window(at)
             return None
         self._window_steps += 1
+        self._window_tpot_s += tightest_tpot_s
         if self._window_steps < self.rules.itl_window_steps:
             return None
-        sample = (at - self._window_began_at) / self._window_steps
-        was_seen = num_steps_together >= self._window_steps
-        self._window_began_at, self._window_steps = at, 0
-        return self._take(sample, self.target_for(tightest_tpot_s), is_binding) if was_seen else None
+        num_steps, tpot_s = self._window_steps, self._window_tpot_s / self._window_steps
+        sample = (at - self._window_began_at) / num_steps
+        self._open_window(at)
+        return self._take(sample, tpot_s, is_binding) if num_steps_together >= num_steps else None
 
-    def _take(self, sample: float, target_s: float | None, is_binding: bool) -> LimitChange | None:
-        self.itl_s, self.target_s = sample, target_s
-        self._samples.append((sample, is_binding))
+    def _open_window(self, at: float) -> None:
+        self._window_began_at, self._window_steps, self._window_tpot_s = at, 0, 0.0
+
+    def _take(self, sample: float, tpot_s: float, is_binding: bool) -> LimitChange | None:
+        self.itl_s, self.target_s = sample, self.target_for(tpot_s)
+        self._samples.append((sample, tpot_s, is_binding))
         if len(self._samples) > self.rules.num_samples:
             self._samples.pop(0)
-        if target_s is None or len(self._samples) < self.rules.num_samples:
+        if len(self._samples) < self.rules.num_samples:
             return None
-        return self._decide(sum(seconds for seconds, _ in self._samples) / len(self._samples), target_s)
+        num = len(self._samples)
+        mean_tpot_s = sum(tpot_s for _, tpot_s, _ in self._samples) / num
+        return self._decide(sum(seconds for seconds, _, _ in self._samples) / num, self.target_for(mean_tpot_s))
 
     def _decide(self, mean_s: float, target_s: float) -> LimitChange | None:
         rules = self.rules
@@ -92,7 +106,7 @@ class BatchLimit:
 
     def _is_binding(self) -> bool:
         """Whether the limit held sequences back in at least half of the samples."""
-        return 2 * sum(binding for _, binding in self._samples) >= len(self._samples)
+        return 2 * sum(binding for _, _, binding in self._samples) >= len(self._samples)
 
     def _move(self, wanted: int, mean_s: float, target_s: float) -> LimitChange:
         change = LimitChange(self.limit, wanted, mean_s, target_s)

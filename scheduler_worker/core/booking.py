@@ -22,9 +22,9 @@ def book(state: State, plan: StepPlan) -> None:
     """Begin `plan`; raises `StalePlan` when the state has moved on since it was planned."""
     chunks = StepChunks.of(plan)
     _check(state, plan, chunks)
+    flying = InFlight(plan, chunks, state.tightest_tpot_s if state.lockstep.classes else None)
     _leave_rows(state, plan)
     _take_out(state, plan)
-    flying = InFlight(plan, chunks)
     state.in_flight.append(flying)
     state.step = state.lockstep.step = state.ledger.step = plan.step
     cost = len(state.lockstep) * state.ledger.row_cost

@@ -38,11 +38,13 @@ MAX_ASKED: Final = 64
 class InFlight:
     """A begun plan and its chunks.
 
-    `dropped`: its tokens for these are worth nothing; `closing`: it books their last token.
+    `tpot_s`: the objective it was planned for, None where nobody decodes; `dropped`: its tokens for these are worth
+    nothing; `closing`: it books their last token.
     """
 
     plan: StepPlan
     chunks: StepChunks
+    tpot_s: float | None = None
     dropped: set[str] = field(default_factory=set)
     closing: list[Sequence] = field(default_factory=list)
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 
 from scheduler_worker.core.batch_limit import BatchLimit, LimitChange
+from scheduler_worker.core.plan import EventKind
 from scheduler_worker.core.policy import BatchLimit as Rules
+from scheduler_worker.core.policy import default_policy
+from tests.core.worlds import World, a_capacity
 
 TPOT_S = 0.024
 TARGET_S = TPOT_S / 1.2  # 20 ms
@@ -149,8 +152,40 @@ def test_the_policys_own_target_counts_before_the_objective() -> None:
     assert [one.target_s for one in changes] == [0.005]
 
 
-def test_without_any_target_nothing_is_decided() -> None:
+def test_steps_in_which_nobody_decodes_decide_nothing() -> None:
     assert a_limit().run(5 * STEPS_A_DECISION, 9.0, tpot_s=None) == []
+
+
+def test_a_step_in_which_nobody_decodes_is_no_part_of_a_window() -> None:
+    steps = a_limit()
+    steps.run(5, 0.018)
+    steps.run(1, 9.0, tpot_s=None)
+    steps.run(11, 0.02)
+    assert steps.limit.itl_s == pytest.approx(0.02)
+
+
+@pytest.mark.parametrize("num_steps", [1, 5, 7, 10, 100])
+def test_steps_are_held_against_the_objectives_that_they_were_planned_for(num_steps: int) -> None:
+    """A class of 24 ms comes and goes beside one of 48 ms, and each step takes 95 % of the tighter one there is."""
+    steps = a_limit()
+    for _ in range(1000 // num_steps):
+        assert steps.run(num_steps, 0.95 * 0.048, tpot_s=0.048) == []
+        assert steps.run(num_steps, 0.95 * 0.024, tpot_s=0.024) == []
+
+
+def test_the_target_is_the_mean_over_the_steps_that_were_measured() -> None:
+    """Half of them for 48 ms, half for 24: 36 ms in the mean, 30 to aim at, and 45 ms are above 1.2 times that."""
+    steps = a_limit()
+    changes = [one for _ in range(20) for tpot_s in (0.048, 0.024) for one in steps.run(5, 0.045, tpot_s=tpot_s)]
+    assert [(one.itl_s, one.target_s) for one in changes] == [(pytest.approx(0.045), pytest.approx(0.03))]
+    assert (steps.limit.itl_s, steps.limit.target_s) == (pytest.approx(0.045), pytest.approx(0.03))
+
+
+def test_a_window_has_a_target_of_its_own() -> None:
+    steps = a_limit()
+    steps.run(10, 0.04, tpot_s=0.048)
+    steps.run(10, 0.02, tpot_s=0.024)
+    assert steps.limit.target_s == pytest.approx(TARGET_S)
 
 
 def test_a_window_that_nobody_decoded_through_is_no_sample() -> None:
@@ -219,3 +254,39 @@ def test_it_recovers_after_a_burst() -> None:
     assert steps.limit.limit == 24
     steps.run(10 * STEPS_A_DECISION, 0.01)
     assert steps.limit.limit == 64
+
+
+# In the scheduler
+
+
+def an_objective_that_comes_and_goes(depth: int, num_steps: int, share: float) -> World:
+    """Two of low (100 ms) decode all the while; in every sixth step one of high (25 ms) comes for two of its own.
+
+    Each step takes this share of the tightest objective among those that decode in it.
+    """
+    objective_s = {one.id: one.slo.tpot_s for one in default_policy().classes}
+    world = World(capacity=a_capacity(num_slots=16, num_blocks=512, max_in_flight_steps=depth), checks=False)
+    for name in ("low-1", "low-2"):
+        world.add(name, "low", max_tokens=900)
+    for number in range(num_steps):
+        if number % 6 == 0:
+            world.add(f"high-{number}", "high", max_tokens=3)
+        plan = world.launch()
+        assert plan is not None
+        if len(world.launched) >= depth:
+            decoding = [one.seq_id for one in world.launched[0].chunks[: world.launched[0].num_lockstep]]
+            tightest_s = min((objective_s[one.split("-")[0]] for one in decoding), default=0.1)
+            world.land(duration_s=share * tightest_s)
+    return world
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_it_does_not_move_while_every_step_keeps_its_objective(depth: int) -> None:
+    world = an_objective_that_comes_and_goes(depth, 800, 0.95)
+    assert world.events_of(EventKind.BATCH_LIMIT_CHANGED) == []
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_it_shrinks_once_steps_exceed_their_objectives(depth: int) -> None:
+    world = an_objective_that_comes_and_goes(depth, 250, 1.05)
+    assert [one.numbers["after"] for one in world.events_of(EventKind.BATCH_LIMIT_CHANGED)] == [12]
