@@ -28,6 +28,14 @@ def test_the_default_policy_is_one() -> None:
     assert check_policy(a_document()) == default_policy()
 
 
+def test_by_default_there_are_three_classes_with_the_promises_that_operators_were_given() -> None:
+    classes = default_policy().classes
+    promises = [(one.id, one.rank, one.weight, one.slo.ttft_s, one.slo.tpot_s, one.max_wait_s) for one in classes]
+    assert promises == [
+        ("high", 0, 70, 0.1, 0.025, 30.0), ("medium", 1, 20, 0.3, 0.05, 30.0), ("low", 2, 10, 0.5, 0.1, 30.0),
+    ]  # fmt: skip
+
+
 def test_a_missing_field_is_named() -> None:
     document = a_document()
     del document["classes"][0]["weight"]

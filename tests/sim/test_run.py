@@ -112,6 +112,17 @@ def test_memory_pressure_recomputes_and_still_ends_every_request() -> None:
     assert all(one.num_output_tokens == 60 for one in history.outcomes)
 
 
+@pytest.mark.parametrize(("hashes", "num_computed"), [(range(100), 16), (range(50), 1600 - 50 * 16), ((), 1600)])
+def test_a_prefix_that_the_trace_repeats_is_computed_once(hashes: Iterable[int], num_computed: int) -> None:
+    """A second prompt of 1,600 tokens, a second later; its last token is computed whatever is known."""
+    requests = [Request(at, 1600, 2, "high", block_hashes=tuple(hashes)) for at in (0.0, 1.0)]
+    first, second = run("tidegate", requests).outcomes
+    assert first.ttft_s is not None
+    assert second.ttft_s is not None
+    saved_s = (1600 - num_computed) * H200_1B.prefill_token_s
+    assert first.ttft_s - second.ttft_s == pytest.approx(saved_s, abs=1e-9)
+
+
 def test_nearest_rank_of_a_known_list() -> None:
     assert [nearest_rank([1.0, 2.0, 3.0, 4.0], share) for share in (0.5, 0.75, 0.99, 1.0)] == [
         2.0,
