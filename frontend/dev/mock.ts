@@ -1,6 +1,6 @@
 // A stand-in for the control plane, for work on the pages alone: `npm run dev:mock`. Never part of a build.
 // `GET /mock/<scenario>` changes what it plays: broken, wordy, changed, no-cause, calm, silent, empty, no-worker, gap; `drop` cuts every
-// socket, `refuse` and `accept` say what happens to new ones, `other-editor` publishes as somebody else; `no-traffic`, `slow-trial` and `failed-trial` are about drafts on traffic.
+// socket, `refuse` and `accept` say what happens to new ones, `other-editor` publishes as somebody else; `traffic`, `no-traffic`, `slow-trial` and `failed-trial` are about drafts on traffic.
 
 import { createHash } from 'node:crypto';
 import type { IncomingMessage, ServerResponse } from 'node:http';
@@ -73,6 +73,7 @@ function control(scenario: string, response: ServerResponse): boolean {
   if (scenario === 'drop') for (const socket of sockets) socket.destroy();
   else if (scenario === 'refuse' || scenario === 'accept') refusesSockets = scenario === 'refuse';
   else if (scenario === 'other-editor') publishAs('M. Okafor', { ...active().document, step: { ...(active().document.step as object), max_chunk_tokens: 256 } }, 'Shorter chunks');
+  else if (scenario === 'traffic') trials.play('');
   else if (scenario === 'no-traffic' || scenario === 'slow-trial' || scenario === 'failed-trial') trials.play(scenario);
   else setScenario(scenario);
   return json(response, 200, { scenario });

@@ -300,7 +300,7 @@ def test_a_trial_of_an_earlier_draft_says_so(open_live: Open) -> None:
     expect(page.get_by_test_id("trial-verdict")).to_be_visible()
     ui.set_field(page, "classes.1.weight", "40")
     expect(page.get_by_text("for an earlier state of this draft. You changed 1 field since.")).to_be_visible()
-    expect(page.get_by_role("button", name="Try again")).to_be_enabled()
+    expect(page.get_by_role("button", name="Try this draft")).to_be_enabled()
 
 
 def test_a_trial_is_still_there_after_a_look_at_another_page(open_live: Open) -> None:
@@ -319,6 +319,57 @@ def test_a_trial_under_way_can_be_cancelled(open_live: Open, mock: Mock) -> None
     expect(page.get_by_text("Replayed under v41, then under the draft: 50 %")).to_be_visible()
     page.get_by_role("button", name="Cancel").click()
     expect(page.get_by_role("button", name="Try this draft")).to_be_enabled()
+
+
+def test_a_cancelled_trial_says_who_ended_it(open_live: Open, mock: Mock) -> None:
+    page = open_live("/policies")
+    mock.play("slow-trial")
+    try_draft(page)
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_text("Cancelled by ines.")).to_be_visible()
+
+
+def test_a_reload_leaves_a_trial_under_way_on_its_own_traffic(open_live: Open, mock: Mock) -> None:
+    page = open_live("/policies")
+    mock.play("slow-trial")
+    ui.set_field(page, "classes.0.weight", "75")
+    page.get_by_role("button", name="last day").click()
+    page.get_by_role("button", name="Try this draft").click()
+    page.reload()
+    expect(page.get_by_text("Recorded traffic: last day")).to_be_visible()
+    page.get_by_role("button", name="Cancel").click()
+    expect(page.get_by_role("button", name="last day")).to_have_attribute("aria-pressed", "true")
+
+
+def test_what_was_out_of_reach_for_a_while_is_no_problem_any_more(open_live: Open, mock: Mock) -> None:
+    page = open_live("/policies")
+    mock.play("slow-trial")
+    try_draft(page)
+    page.route("**/api/v1/policies/trials/*", lambda route: route.abort())
+    problem = page.get_by_test_id("trial").get_by_text("The control plane could not be reached.")
+    expect(problem).to_be_visible(timeout=15_000)
+    page.unroute("**/api/v1/policies/trials/*")
+    expect(problem).not_to_be_visible()
+
+
+def test_traffic_that_comes_later_is_found_without_a_reload(open_live: Open, mock: Mock) -> None:
+    page = open_live("/policies")
+    mock.play("no-traffic")
+    ui.set_field(page, "classes.0.weight", "75")
+    expect(page.get_by_role("button", name="Try this draft")).to_be_disabled()
+    mock.play("traffic")
+    expect(page.get_by_role("button", name="Try this draft")).to_be_enabled(timeout=25_000)
+
+
+def test_a_draft_of_an_older_version_is_moved_before_it_is_tried(open_live: Open, mock: Mock) -> None:
+    page = open_live("/policies")
+    ui.set_field(page, "classes.0.weight", "75")
+    mock.play("other-editor")
+    trial = page.get_by_test_id("trial")
+    expect(trial.get_by_text("v42 was published meanwhile; move your changes onto it first.")).to_be_visible()
+    expect(trial.get_by_role("button", name="Try this draft")).to_be_disabled()
+    page.get_by_role("button", name="Move my 1 change").click()
+    expect(trial.get_by_role("button", name="Try this draft")).to_be_enabled()
 
 
 def test_without_recorded_traffic_the_reason_stands_beside_the_button(open_live: Open, mock: Mock) -> None:

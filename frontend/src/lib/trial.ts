@@ -1,7 +1,8 @@
 // What a trial's figures say side by side. Differences that the simulator cannot tell are "same".
 
-import type { Simulated, TrialClass } from '../api/trials';
-import { count, latencyText, percent } from './format';
+import type { Simulated, Traffic, Trial, TrialClass, TrialResult } from '../api/trials';
+import { count, latencyText, list, percent, plural } from './format';
+import { parseInstant } from './time';
 
 const NOISE = 0.05;
 const NOISE_S = 0.01;
@@ -100,4 +101,66 @@ export function windowWords(windowS: number | null): string {
   if (windowS === 3600) return 'last hour';
   if (windowS === 86_400) return 'last day';
   return `last ${Math.round(windowS / 60)} min`;
+}
+
+/** The window shown: the one chosen, else that of the trial at hand, else the shortest that holds a request. */
+export function windowOf(traffic: Traffic | null, chosen: string | null, trial: Trial | null): string {
+  if (chosen !== null) return chosen;
+  if (trial !== null) return windowWords(trial.window_s);
+  const windows = traffic?.windows ?? [];
+  const first = windows.find((one) => one.num_requests > 0) ?? windows[windows.length - 1];
+  return windowWords(first?.window_s ?? null);
+}
+
+/** How far a trial under way is. */
+export function progressWords(trial: Trial): string {
+  if (trial.num_total > 0) return `Replayed under v${trial.base_version}, then under the draft: ${Math.floor((trial.num_done / trial.num_total) * 100)} %`;
+  return trial.state === 'queued' ? 'Waiting for its turn: one trial runs at a time.' : 'Reading the recorded traffic.';
+}
+
+const CLOSE = 0.25;
+const FEW = 100;
+
+/** How sure the figures are: how close the simulator came to what was measured, and how much one request weighs. */
+export function trustWords(result: TrialResult, baseVersion: number, basePublishedAt: string): string[] {
+  const isMixed = parseInstant(basePublishedAt) > result.from_at;
+  const mixed = `Part of this traffic came before v${baseVersion} was active, so what was measured then says little about how close the simulator is.`;
+  return [isMixed ? mixed : closeness(result, baseVersion), coarseness(result)].filter((words) => words !== '');
+}
+
+/** The active version simulated, beside what gateways measured of the same requests. */
+function closeness(result: TrialResult, baseVersion: number): string {
+  const pairs = result.classes.flatMap((one) => {
+    const simulated = one.active?.ttft_p50_s ?? null;
+    const measured = one.measured?.ttft_p50_s ?? null;
+    return simulated === null || measured === null ? [] : [{ id: one.class_id, simulated, measured }];
+  });
+  if (pairs.length === 0) return '';
+  const sides = pairs.map(({ id, simulated, measured }) => `${id} ${latencyText(simulated)}, measured ${latencyText(measured)}`);
+  const off = Math.max(...pairs.map(({ simulated, measured }) => (Math.abs(simulated - measured) < NOISE_S ? 0 : Math.abs(simulated / Math.max(measured, NOISE_S) - 1))));
+  const judged = off > CLOSE ? `Off by up to ${Math.round(off * 100)} %: trust which way a figure goes, not how far.` : `Off by ${Math.round(off * 100)} % at most.`;
+  return `TTFT p50 of v${baseVersion}, simulated: ${sides.join('; ')}. ${judged}`;
+}
+
+/** Where few were let in, one request more or less in time moves the share by points. */
+function coarseness(result: TrialResult): string {
+  const few = result.classes.flatMap((one) => {
+    const nums = [one.active, one.draft].flatMap((side) => (side === null ? [] : [side.num - side.num_refused])).filter((num) => num > 0);
+    const least = Math.min(...nums);
+    return nums.length === 0 || least >= FEW ? [] : [`${(100 / least).toFixed(1)} points of ${one.class_id}`];
+  });
+  return few.length === 0 ? '' : `Few were let in: one request is ${list(few)}.`;
+}
+
+/** Why a trial cannot begin with the traffic there is; null when it can. */
+export function trafficBlocks(traffic: Traffic | null, num: number): string | null {
+  if (traffic === null) return 'Looking for recorded traffic.';
+  if (num === 0) return 'There is no traffic in this window to try it on. It is looked for again every 15 s.';
+  if (traffic.num_workers === 0) return 'No live worker has told how long its steps take; there is nothing to replay it on.';
+  return null;
+}
+
+export function trafficWords(traffic: Traffic, num: number): string {
+  if (num >= traffic.max_requests) return `the newest ${count(traffic.max_requests)} requests`;
+  return num === 0 ? 'no request recorded' : `${plural(num, 'request')}, refused ones too`;
 }

@@ -3,15 +3,15 @@
 import { Progress } from '@mantine/core';
 import type { ReactNode } from 'react';
 import { useState } from 'react';
-import type { Effect, Traffic, Trial, TrialResult } from '../../api/trials';
+import type { Effect, Trial, TrialResult } from '../../api/trials';
 import { ClassName } from '../../components/ClassName';
 import { Icon } from '../../components/Icon';
 import { Segments } from '../../components/Segments';
 import { Term } from '../../components/Term';
-import { count, latencyText, plural } from '../../lib/format';
-import { clock, instant, parseInstant, utc } from '../../lib/time';
+import { count, plural } from '../../lib/format';
+import { clock, dayAndTime, instant, parseInstant, utc } from '../../lib/time';
 import type { Row } from '../../lib/trial';
-import { isKey, rowsOf, windowWords } from '../../lib/trial';
+import { isKey, progressWords, rowsOf, trafficBlocks, trafficWords, trustWords, windowOf, windowWords } from '../../lib/trial';
 import type { Names } from './Changes';
 import type { Editor } from './editor';
 import type { TrialView } from './trial';
@@ -31,7 +31,7 @@ export function TryPanel({ editor, view, names }: { editor: Editor; view: TrialV
       ) : (
         <>
           <Choice editor={editor} view={view} />
-          {trial === null || view.isRunning ? null : <Outcome trial={trial} view={view} names={names} />}
+          {trial === null || view.isRunning ? null : <Outcome trial={trial} view={view} names={names} basePublishedAt={editor.base.published_at} />}
         </>
       )}
     </section>
@@ -45,66 +45,67 @@ function spanOf(result: TrialResult): string {
   return `${from} to ${utc(result.to_at)}, ${plural(result.num_requests, 'request')}`;
 }
 
-const WINDOWS_WORDS_ALL = 'all';
-
 function Choice({ editor, view }: { editor: Editor; view: TrialView }) {
   const [chosen, setChosen] = useState<string | null>(null);
   const { traffic, isRunning, trial } = view;
-  const windows = traffic?.windows ?? [];
-  const first = windows.find((one) => one.num_requests > 0) ?? windows[windows.length - 1];
-  const words = chosen ?? (first === undefined ? WINDOWS_WORDS_ALL : windowWords(first.window_s));
-  const window = windows.find((one) => windowWords(one.window_s) === words);
-  const blocked = blockedBy(editor, traffic, window?.num_requests ?? 0);
   return (
     <div className="pub">
-      {traffic === null ? null : (
-        <div className="acts">
-          <Segments label="Recorded traffic" className="sm" choices={windows.map((one) => [windowWords(one.window_s), windowWords(one.window_s)] as const)} value={words} onChange={setChosen} />
-          <span className="k" data-testid="trial-traffic">
-            {trafficWords(traffic, window?.num_requests ?? 0)}
-          </span>
-        </div>
-      )}
       {isRunning && trial !== null ? (
-        <Running trial={trial} onCancel={view.cancel} baseVersion={editor.base.version} />
+        <Running trial={trial} onCancel={view.cancel} />
       ) : (
-        <div className="acts">
-          <button type="button" className="btn" disabled={blocked !== null || view.isStarting} onClick={() => view.start(window?.window_s ?? null)} aria-describedby="try-blocked">
-            {trial?.result ? 'Try again' : 'Try this draft'}
-          </button>
-          <span id="try-blocked" className="k">
-            {blocked ?? 'Replays it twice, under both policies. Nothing reaches a worker.'}
-          </span>
-        </div>
+        <Start editor={editor} view={view} words={windowOf(traffic, chosen, trial)} onWords={setChosen} />
       )}
       {view.problem === null ? null : <Problem text={view.problem} />}
     </div>
   );
 }
 
-function trafficWords(traffic: Traffic, num: number): string {
-  if (num >= traffic.max_requests) return `the newest ${count(traffic.max_requests)} requests`;
-  return num === 0 ? 'no request recorded' : `${plural(num, 'request')}, refused ones too`;
+function Start({ editor, view, words, onWords }: { editor: Editor; view: TrialView; words: string; onWords: (words: string) => void }) {
+  const { traffic, trial } = view;
+  const windows = traffic?.windows ?? [];
+  const window = windows.find((one) => windowWords(one.window_s) === words);
+  const num = window?.num_requests ?? 0;
+  const blocked = blockedBy(editor, view, num);
+  const isKnown = trial?.result !== undefined && trial.result !== null && view.numChangedSince === 0;
+  return (
+    <>
+      {traffic === null ? null : (
+        <div className="acts">
+          <Segments label="Recorded traffic" className="sm" choices={windows.map((one) => [windowWords(one.window_s), windowWords(one.window_s)] as const)} value={words} onChange={onWords} />
+          <span className="k" data-testid="trial-traffic">
+            {trafficWords(traffic, num)}
+          </span>
+        </div>
+      )}
+      <div className="acts">
+        <button type="button" className="btn" disabled={blocked !== null || view.isStarting} onClick={() => view.start(window?.window_s ?? null)} aria-describedby="try-blocked">
+          {isKnown ? 'Try again' : 'Try this draft'}
+        </button>
+        <span id="try-blocked" className="k">
+          {blocked ?? `Simulates these requests twice, under v${editor.base.version} and under the draft. Nothing reaches a worker.`}
+        </span>
+      </div>
+    </>
+  );
 }
 
-function blockedBy(editor: Editor, traffic: Traffic | null, num: number): string | null {
-  if (traffic === null) return 'Looking for recorded traffic.';
-  if (num === 0) return 'There is no traffic in this window to try it on.';
-  if (traffic.num_workers === 0) return 'No live worker has told how long its steps take; there is nothing to replay it on.';
+function blockedBy(editor: Editor, view: TrialView, num: number): string | null {
+  if (editor.newer !== null) return `v${editor.newer.version} was published meanwhile; move your changes onto it first.`;
+  const blocked = trafficBlocks(view.traffic, num);
+  if (blocked !== null) return blocked;
   if (editor.mistakes.length > 0) return `Mend ${plural(editor.mistakes.length, 'field')} first.`;
   if (editor.check.kind === 'checking') return 'The draft is being checked.';
   return null;
 }
 
-function Running({ trial, onCancel, baseVersion }: { trial: Trial; onCancel: () => void; baseVersion: number }) {
+function Running({ trial, onCancel }: { trial: Trial; onCancel: () => void }) {
   const share = trial.num_total === 0 ? 0 : trial.num_done / trial.num_total;
-  const waits = trial.state === 'queued' ? 'Waiting for a free Celery worker.' : 'Reading the recorded traffic.';
-  const words = trial.num_total === 0 ? waits : `Replayed under v${baseVersion}, then under the draft: ${Math.floor(share * 100)} %`;
   return (
     <div className="trying">
+      <p className="k">Recorded traffic: {windowWords(trial.window_s)}</p>
       <Progress value={share * 100} color="ink" size="sm" aria-label="Replayed" />
       <div className="acts">
-        <span role="status">{words}</span>
+        <span role="status">{progressWords(trial)}</span>
         <span className="grow" />
         <button type="button" className="btn sm" onClick={onCancel}>
           Cancel
@@ -123,8 +124,9 @@ function Problem({ text }: { text: string }) {
   );
 }
 
-function Outcome({ trial, view, names }: { trial: Trial; view: TrialView; names: Names }) {
+function Outcome({ trial, view, names, basePublishedAt }: { trial: Trial; view: TrialView; names: Names; basePublishedAt: string }) {
   const { result } = trial;
+  if (trial.state === 'cancelled') return <p className="note pb" role="status">{trial.problem}</p>;
   if (trial.state === 'failed') return <div className="pub"><Problem text={trial.problem} /></div>;
   if (result === null) return null;
   return (
@@ -133,7 +135,7 @@ function Outcome({ trial, view, names }: { trial: Trial; view: TrialView; names:
         <p className="stale-note">
           <Icon name="info" />
           <span>
-            Computed at {utc(parseInstant(trial.finished_at ?? trial.created_at))} for an earlier state of this draft. You changed {plural(view.numChangedSince, 'field')} since.
+            Computed on {dayAndTime(parseInstant(trial.finished_at ?? trial.created_at))} UTC for an earlier state of this draft. You changed {plural(view.numChangedSince, 'field')} since.
           </span>
         </p>
       )}
@@ -142,7 +144,7 @@ function Outcome({ trial, view, names }: { trial: Trial; view: TrialView; names:
         <Effects effects={result.verdict.effects.filter((one) => !result.verdict.headline.includes(one.text))} names={names} />
       </div>
       <Figures result={result} baseVersion={trial.base_version} names={names} />
-      <Caveats result={result} baseVersion={trial.base_version} />
+      <Caveats result={result} trust={trustWords(result, trial.base_version, basePublishedAt)} />
     </>
   );
 }
@@ -233,25 +235,23 @@ function FigureRow({ row, showsAll, children }: { row: Row; showsAll: boolean; c
   );
 }
 
-/** How close the simulator comes: the active version simulated, beside what was measured of the same requests. */
-function closeness(result: TrialResult, baseVersion: number): string {
-  const known = result.classes.filter((one) => typeof one.active?.ttft_p50_s === 'number' && typeof one.measured?.ttft_p50_s === 'number');
-  const most = known.sort((a, b) => (b.measured?.num ?? 0) - (a.measured?.num ?? 0))[0];
-  if (most === undefined) return '';
-  const simulated = latencyText(most.active?.ttft_p50_s ?? null);
-  return `How close it is: v${baseVersion} simulated gives ${most.class_id} a TTFT p50 of ${simulated}; then measured was ${latencyText(most.measured?.ttft_p50_s ?? null)}.`;
-}
-
-function Caveats({ result, baseVersion }: { result: TrialResult; baseVersion: number }) {
+function Caveats({ result, trust }: { result: TrialResult; trust: readonly string[] }) {
   return (
-    <p className="note pb caveats">
-      {plural(result.num_requests, 'request')}
-      {result.num_refused === 0 ? ', none of them refused when it came' : `, ${count(result.num_refused)} of them refused when they came`}; replayed on {plural(result.num_workers, 'worker')} with{' '}
-      {plural(result.num_slots, 'slot')} and {count(result.num_kv_tokens)} tokens of KV cache, as they are now.
-      {result.num_guessed === 0 ? '' : ` The answers of ${count(result.num_guessed)} have no known length; it was drawn from their class’s.`}
-      {result.num_cached === 0 ? '' : ` ${count(result.num_cached)} had part of their prompt in the cache; here it is computed.`}
-      {result.is_cut ? ' There was more; the newest were taken.' : ''} {closeness(result, baseVersion)} Each side is judged by its own objectives. Differences below 5 % are written as “same”. The way from worker to client is not
-      simulated.
-    </p>
+    <div className="note pb caveats">
+      {trust.length === 0 ? null : (
+        <p data-testid="trial-trust">
+          <b>How sure this is:</b> {trust.join(' ')}
+        </p>
+      )}
+      <p>
+        {plural(result.num_requests, 'request')}
+        {result.num_refused === 0 ? ', none of them refused when it came' : `, ${count(result.num_refused)} of them refused when they came`}; replayed on {plural(result.num_workers, 'worker')} with{' '}
+        {plural(result.num_slots, 'slot')} and {count(result.num_kv_tokens)} tokens of KV cache, as they are now.
+        {result.num_guessed === 0 ? '' : ` The answers of ${count(result.num_guessed)} have no known length; it was drawn from their class’s.`}
+        {result.num_cached === 0 ? '' : ` ${count(result.num_cached)} had part of their prompt in the cache; here it is computed.`}
+        {result.is_cut ? ' There was more; the newest were taken.' : ''} Each side is judged by its own objectives. Differences below 5 %, of shares below 0.5 points, are written as “same”. The way from worker to client is not
+        simulated.
+      </p>
+    </div>
   );
 }

@@ -9,6 +9,7 @@ import type { Editor } from './editor';
 
 const POLL_MS = 1000;
 const MAX_SILENT = 5;
+const LOOK_AGAIN_MS = 15_000;
 
 export interface TrialView {
   traffic: Traffic | null;
@@ -28,31 +29,24 @@ export function isOpen(trial: Trial | null): boolean {
 
 export function useTrial(editor: Editor, username: string): TrialView {
   const { base, draft } = editor;
-  const [traffic, setTraffic] = useState<Traffic | null>(null);
   const [known, setTrial] = useState<Trial | null>(null);
   const [isStarting, setIsStarting] = useState(false);
   const [problem, setProblem] = useState<string | null>(null);
   const trial = known?.base_version === base.version ? known : null;
   const fail = useCallback((error: unknown) => setProblem(messageOf(error)), []);
-  const hasDraft = editor.changes.length > 0;
-
-  useEffect(() => {
-    if (!hasDraft) return;
-    const abort = new AbortController();
-    const unlessAborted = (error: unknown): void => {
-      if (!abort.signal.aborted) fail(error);
-    };
-    recordedTraffic(abort.signal).then(setTraffic, unlessAborted);
-    newestTrial(username, base.version, abort.signal).then((found) => setTrial((now) => now ?? found), unlessAborted);
-    return () => abort.abort();
-  }, [hasDraft, username, base.version, fail]);
-  usePolling(isOpen(trial) ? (trial?.id ?? null) : null, setTrial, fail);
+  const { traffic, unheard: trafficUnheard } = useTraffic(editor.changes.length > 0, username, base.version, setTrial);
+  const trialUnheard = usePolling(isOpen(trial) ? (trial?.id ?? null) : null, setTrial);
 
   const start = async (windowS: number | null): Promise<void> => {
     setIsStarting(true);
     setProblem(null);
     try {
-      setTrial(await startTrial(draft, windowS));
+      const made = await startTrial(draft, windowS);
+      setTrial(made);
+      if (made.base_version !== base.version) {
+        setProblem(`v${made.base_version} was published meanwhile; move your changes onto it first.`);
+        await cancelTrial(made.id);
+      }
     } catch (error) {
       fail(error);
     } finally {
@@ -64,17 +58,50 @@ export function useTrial(editor: Editor, username: string): TrialView {
     trial,
     isRunning: isOpen(trial),
     isStarting,
-    problem,
+    problem: problem ?? trialUnheard ?? trafficUnheard,
     numChangedSince: trial === null ? 0 : changesBetween(trial.document, draft).length,
     start: (windowS) => void start(windowS),
     cancel: () => {
+      setProblem(null);
       if (trial !== null) cancelTrial(trial.id).then(setTrial, fail);
     },
   };
 }
 
-/** Read an open trial once a second; a few answers may be missed, then the operator hears of it. */
-function usePolling(id: number | null, onTrial: (trial: Trial) => void, onFailure: (error: unknown) => void): void {
+/** What there is to try a draft on, and the operator's newest trial: both go on while the page is open. */
+function useTraffic(hasDraft: boolean, username: string, baseVersion: number, onTrial: (change: (now: Trial | null) => Trial | null) => void) {
+  const [traffic, setTraffic] = useState<Traffic | null>(null);
+  const [unheard, setUnheard] = useState<string | null>(null);
+  useEffect(() => {
+    if (!hasDraft) return;
+    const abort = new AbortController();
+    const look = (): void => {
+      Promise.all([recordedTraffic(abort.signal), newestTrial(username, baseVersion, abort.signal)]).then(
+        ([found, newest]) => {
+          setUnheard(null);
+          setTraffic(found);
+          onTrial((now) => (now?.base_version === baseVersion ? now : newest));
+        },
+        (error: unknown) => {
+          if (!abort.signal.aborted) setUnheard(messageOf(error));
+        },
+      );
+    };
+    look();
+    const timer = setInterval(() => {
+      if (!document.hidden) look();
+    }, LOOK_AGAIN_MS);
+    return () => {
+      clearInterval(timer);
+      abort.abort();
+    };
+  }, [hasDraft, username, baseVersion, onTrial]);
+  return { traffic, unheard };
+}
+
+/** Read an open trial once a second; a few answers may be missed, then the operator hears of it until one comes. */
+function usePolling(id: number | null, onTrial: (trial: Trial) => void): string | null {
+  const [unheard, setUnheard] = useState<string | null>(null);
   useEffect(() => {
     if (id === null) return;
     const abort = new AbortController();
@@ -83,11 +110,12 @@ function usePolling(id: number | null, onTrial: (trial: Trial) => void, onFailur
       trialOf(id, abort.signal).then(
         (trial) => {
           numMissed = 0;
+          setUnheard(null);
           onTrial(trial);
         },
         (error: unknown) => {
           numMissed += 1;
-          if (!abort.signal.aborted && numMissed === MAX_SILENT) onFailure(error);
+          if (!abort.signal.aborted && numMissed >= MAX_SILENT) setUnheard(messageOf(error));
         },
       );
     };
@@ -96,7 +124,8 @@ function usePolling(id: number | null, onTrial: (trial: Trial) => void, onFailur
       clearInterval(timer);
       abort.abort();
     };
-  }, [id, onTrial, onFailure]);
+  }, [id, onTrial]);
+  return id === null ? null : unheard;
 }
 
 function messageOf(error: unknown): string {
