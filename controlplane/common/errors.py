@@ -77,6 +77,12 @@ class MethodNotAllowed(TidegateError):
     code, status = "method_not_allowed", 405
 
 
+class NotAcceptable(TidegateError):
+    """The caller takes no form of answer that there is."""
+
+    code, status = "not_acceptable", 406
+
+
 class Conflict(TidegateError):
     """The object's state does not allow it."""
 
@@ -184,6 +190,8 @@ def _from_drf(exc: drf.APIException) -> TidegateError:
         return Invalid("The input is not valid; see the mistakes.", tuple(_mistakes(exc.detail)))
     if isinstance(exc, drf.ParseError):
         return Invalid(f"The body could not be read. {exc.detail}")
+    if isinstance(exc, drf.NotAcceptable):
+        return NotAcceptable("The answer is JSON. Send Accept: application/json, or no Accept at all.")
     if isinstance(exc, drf.NotAuthenticated | drf.AuthenticationFailed):
         return NotSignedIn(str(exc.detail))
     if isinstance(exc, drf.Throttled):

@@ -6,7 +6,9 @@ Programs get an error in the API's one shape; a browser gets a page that leads b
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from difflib import get_close_matches
+from functools import wraps
 from pathlib import Path
 from typing import Final
 
@@ -16,11 +18,11 @@ from django.template.loader import render_to_string
 from django.utils.cache import patch_vary_headers
 from django.views.decorators.cache import cache_control
 from django.views.decorators.csrf import ensure_csrf_cookie
-from django.views.decorators.http import require_safe
 
 from controlplane.common.errors import (
     Internal,
     Invalid,
+    MethodNotAllowed,
     NotAllowed,
     NotFound,
     TidegateError,
@@ -34,7 +36,21 @@ NOT_BUILT: Final = (
 )
 
 
-@require_safe
+SAFE: Final = ("GET", "HEAD")
+View = Callable[[HttpRequest], HttpResponseBase]
+
+
+def read_only(view: View) -> View:
+    """A view that takes GET and HEAD, and answers other verbs as all errors are answered."""
+
+    @wraps(view)
+    def guarded(request: HttpRequest) -> HttpResponseBase:
+        return view(request) if request.method in SAFE else _not_allowed(request)
+
+    return guarded
+
+
+@read_only
 @ensure_csrf_cookie
 @cache_control(no_cache=True)
 def frontend(request: HttpRequest) -> HttpResponse:
@@ -51,6 +67,7 @@ HEADINGS: Final = {
     400: "This request cannot be understood",
     403: "You may not do this",
     404: "There is no such page",
+    405: "This page can only be read",
     500: "Something failed on our side",
 }
 
@@ -62,6 +79,12 @@ def _answer(request: HttpRequest, error: TidegateError, error_id: str = "") -> H
     else:
         response = JsonResponse(error_body(error, error_id), status=error.status)
     patch_vary_headers(response, ["Accept"])
+    return response
+
+
+def _not_allowed(request: HttpRequest) -> HttpResponseBase:
+    response = _answer(request, MethodNotAllowed(f"{request.path} can be read, but takes no {request.method}."))
+    response["Allow"] = ", ".join(SAFE)
     return response
 
 

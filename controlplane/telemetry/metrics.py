@@ -14,11 +14,11 @@ from typing import Final
 
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse, JsonResponse
-from django.views.decorators.http import require_safe
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_1_0_0, generate_latest
 
 from controlplane.common.errors import NotAllowed, NotSignedIn, TidegateError, error_body
+from controlplane.common.views import read_only
 from controlplane.telemetry import folder
 from controlplane.telemetry.schema import ClassLive, LiveSnapshot, WorkerLive
 from controlplane.telemetry.totals import Counter, Histograms, Totals
@@ -31,7 +31,7 @@ WORKER: Final = ("worker",)
 FORWARDED: Final = ("X-Forwarded-For", "Forwarded")
 
 
-@require_safe
+@read_only
 def metrics(request: HttpRequest) -> HttpResponse:
     """The figures of this process's fold; empty while none runs."""
     if error := _refusal(request):

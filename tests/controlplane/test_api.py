@@ -442,6 +442,18 @@ def test_a_wrong_verb_has_the_shape_and_names_the_right_ones(api: APIClient) -> 
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("path", ["/live", "/policies", "/metrics"])
+def test_a_wrong_verb_beside_the_api_has_the_shape_too(anonymous: APIClient, path: str) -> None:
+    response = anonymous.options(path, HTTP_ACCEPT="application/json")
+    code, allowed = response.json()["error"]["code"], response["Allow"]
+    assert (response.status_code, code, allowed) == (405, "method_not_allowed", "GET, HEAD")
+
+
+def test_a_form_of_answer_that_there_is_not_is_the_callers_mistake(api: APIClient) -> None:
+    response = api.get(POLICIES, HTTP_ACCEPT="text/csv")
+    assert (response.status_code, error_of(response)["code"]) == (406, "not_acceptable")
+
+
 def test_a_body_that_is_not_json_has_the_shape(api: APIClient) -> None:
     response = api.post(f"{POLICIES}/validate", "{", content_type="application/json")
     assert (response.status_code, error_of(response)["code"]) == (400, "invalid")
