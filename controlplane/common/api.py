@@ -15,7 +15,7 @@ from rest_framework.views import APIView
 
 from controlplane.common.authentication import OperatorSession
 from controlplane.common.errors import NotSignedIn
-from controlplane.common.permissions import is_operator
+from controlplane.common.permissions import is_operator, may_operate
 from controlplane.common.serializers import Strict
 from controlplane.common.throttling import check_failures, count_failure, remember_success
 
@@ -28,6 +28,9 @@ class SignInSerializer(Strict):
 class SessionSerializer(serializers.Serializer):
     username = serializers.CharField(help_text="Empty while nobody is signed in.")
     name = serializers.CharField()
+    may_operate = serializers.BooleanField(
+        help_text="Whether this account may change policies and drain workers, or only look."
+    )
     csrf_token = serializers.CharField(help_text="To be sent as X-CSRFToken with every write.")
 
 
@@ -73,5 +76,6 @@ def _session(request: Request) -> dict[str, Any]:
     return {
         "username": user.get_username() if signed_in else "",
         "name": (user.get_full_name() or user.get_username()) if signed_in else "",
+        "may_operate": signed_in and may_operate(user),
         "csrf_token": get_token(request._request),
     }

@@ -1,6 +1,6 @@
 // A stand-in for the control plane, for work on the pages alone: `npm run dev:mock`. Never part of a build.
 // `GET /mock/<scenario>` changes what it plays: broken, wordy, changed, no-cause, calm, silent, empty, no-worker, gap; `drop` cuts every
-// socket, `refuse` and `accept` say what happens to new ones, `other-editor` publishes as somebody else; `traffic`, `no-traffic`, `slow-trial` and `failed-trial` are about drafts on traffic.
+// socket, `refuse` and `accept` say what happens to new ones, `other-editor` publishes as somebody else, `viewer` may only look; `traffic`, `no-traffic`, `slow-trial` and `failed-trial` are about drafts on traffic.
 
 import { createHash } from 'node:crypto';
 import type { IncomingMessage, ServerResponse } from 'node:http';
@@ -29,6 +29,7 @@ const versions: Version[] = [
 ];
 const sockets = new Set<Duplex>();
 let signedIn = true;
+let mayOperate = true;
 let refusesSockets = false;
 
 export function mockBackend(): Plugin {
@@ -73,6 +74,7 @@ function control(scenario: string, response: ServerResponse): boolean {
   if (scenario === 'drop') for (const socket of sockets) socket.destroy();
   else if (scenario === 'refuse' || scenario === 'accept') refusesSockets = scenario === 'refuse';
   else if (scenario === 'other-editor') publishAs('M. Okafor', { ...active().document, step: { ...(active().document.step as object), max_chunk_tokens: 256 } }, 'Shorter chunks');
+  else if (scenario === 'viewer') mayOperate = false;
   else if (scenario === 'traffic') trials.play('');
   else if (scenario === 'no-traffic' || scenario === 'slow-trial' || scenario === 'failed-trial') trials.play(scenario);
   else setScenario(scenario);
@@ -93,11 +95,11 @@ function publishAs(author: string, document: Document, comment: string): Version
 function rest(route: string, body: Record<string, unknown>, request: IncomingMessage, response: ServerResponse): boolean {
   switch (route) {
     case 'GET session':
-      return json(response, 200, signedIn ? { username: 'ines', name: 'Ines Aalto', csrf_token: 't' } : { username: '', name: '', csrf_token: 't' });
+      return json(response, 200, signedIn ? { username: 'ines', name: 'Ines Aalto', may_operate: mayOperate, csrf_token: 't' } : { username: '', name: '', may_operate: false, csrf_token: 't' });
     case 'POST session':
       signedIn = body.password !== 'wrong';
       if (!signedIn) return problem(response, 401, 'Username or password is wrong. Try again.');
-      return json(response, 200, { username: 'ines', name: 'Ines Aalto', csrf_token: 't' });
+      return json(response, 200, { username: 'ines', name: 'Ines Aalto', may_operate: mayOperate, csrf_token: 't' });
     case 'DELETE session':
       signedIn = false;
       return json(response, 204, null);

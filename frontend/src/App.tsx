@@ -11,6 +11,7 @@ import { LivePage } from './pages/live/LivePage';
 import { PlaygroundPage } from './pages/playground/PlaygroundPage';
 import { PoliciesPage } from './pages/policies/PoliciesPage';
 import { SignIn } from './pages/SignIn';
+import { RightsContext } from './rights';
 import { go, usePlace } from './router';
 
 type Who = { kind: 'asking' } | { kind: 'nobody' } | { kind: 'someone'; session: Session } | { kind: 'failed'; error: ApiError };
@@ -60,9 +61,11 @@ function SignedIn({ session, onLeave }: { session: Session; onLeave: () => void 
     signOut().then(onLeave, onLeave);
   };
   return (
-    <Frame session={session} onSignOut={leave}>
-      {page === 'policies' ? <PoliciesPage session={session} /> : page === 'playground' ? <PlaygroundPage /> : <LivePage />}
-    </Frame>
+    <RightsContext value={session.may_operate}>
+      <Frame session={session} onSignOut={leave}>
+        {page === 'policies' ? <PoliciesPage session={session} /> : page === 'playground' ? <PlaygroundPage /> : <LivePage />}
+      </Frame>
+    </RightsContext>
   );
 }
 

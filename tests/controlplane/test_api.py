@@ -52,6 +52,12 @@ def test_an_operator_signs_in(anonymous: APIClient, operator: User) -> None:
     assert sign_in(anonymous).json()["name"] == "Ada Lovelace"
 
 
+def test_the_session_says_who_may_only_look(anonymous: APIClient, operator: User, viewer: User) -> None:
+    nobody = anonymous.get(SESSION).json()["may_operate"]
+    known = [sign_in(anonymous, name).json()["may_operate"] for name in ("ada", "vic")]
+    assert [nobody, *known] == [False, True, False]
+
+
 def test_the_session_lasts(anonymous: APIClient, operator: User) -> None:
     sign_in(anonymous)
     assert anonymous.get(SESSION).json()["username"] == "ada"

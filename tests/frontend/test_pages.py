@@ -235,6 +235,17 @@ def test_nothing_is_overwritten_when_somebody_else_publishes(open_live: Open, mo
     expect(page.locator('[id="f-step.max_chunk_tokens"]')).to_have_value("256")
 
 
+def test_who_may_only_look_is_told_before_pressing_anything(open_live: Open) -> None:
+    page = open_live("/policies", scenario="viewer")
+    ui.set_field(page, "classes.0.weight", "75")
+    page.locator("#f-comment").fill("More for high")
+    expect(page.get_by_text("Your account may look, but change nothing")).to_have_count(2)
+    for name in ("Try this draft", "Publish to all 4 workers now", "Roll back to v40"):
+        expect(page.get_by_role("button", name=name)).to_be_disabled()
+    page.get_by_role("link", name="Live").first.click()
+    expect(page.get_by_role("button", name="Drain").first).to_be_disabled()
+
+
 def test_an_older_version_is_one_click_away(open_live: Open) -> None:
     page = open_live("/policies")
     page.get_by_role("button", name="Roll back to v40").click()

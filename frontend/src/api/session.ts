@@ -3,6 +3,8 @@ import { ApiError, request, setCsrfToken } from './http';
 export interface Session {
   username: string;
   name: string;
+  /** Whether this account may change policies and drain workers, or only look. */
+  may_operate: boolean;
 }
 
 interface SessionBody extends Session {
@@ -32,5 +34,5 @@ export async function signOut(): Promise<void> {
 
 function remember(body: SessionBody): Session | null {
   setCsrfToken(body.csrf_token);
-  return body.username === '' ? null : { username: body.username, name: body.name };
+  return body.username === '' ? null : { username: body.username, name: body.name, may_operate: body.may_operate };
 }

@@ -65,7 +65,7 @@ function Side({ session, onSignOut, onKeys }: { session: Session; onSignOut: () 
       <div className="who">
         <b>{session.name === '' ? session.username : session.name}</b>
         <br />
-        operator · times in UTC
+        {session.may_operate ? 'operator' : 'may look, not change'} · times in UTC
         <br />
         <button type="button" onClick={onKeys}>
           Keys

@@ -5,10 +5,12 @@ import { useState } from 'react';
 import { orderDrain } from '../../api/fleet';
 import type { LiveSnapshot, WorkerLive } from '../../api/live';
 import { drainWords } from '../../lib/drain';
+import { MAY_LOOK, useMayOperate } from '../../rights';
 import { useLiveClock } from './clock';
 
 export function DrainButton({ worker, snapshot }: { worker: WorkerLive; snapshot: LiveSnapshot }) {
   const { connection } = useLiveClock();
+  const mayOperate = useMayOperate();
   const [isOpen, setOpen] = useState(false);
   const [ordered, setOrdered] = useState<WorkerLive['state'] | null>(null);
   if (worker.state !== 'live' && worker.state !== 'draining') return null;
@@ -20,8 +22,8 @@ export function DrainButton({ worker, snapshot }: { worker: WorkerLive; snapshot
         type="button"
         className="btn sm"
         aria-label={`${isDraining ? 'Resume' : 'Drain'} ${worker.id}`}
-        disabled={isPending || connection !== 'live'}
-        title={connection === 'live' ? undefined : 'Not connected: its state is not known.'}
+        disabled={isPending || connection !== 'live' || !mayOperate}
+        title={!mayOperate ? MAY_LOOK : connection === 'live' ? undefined : 'Not connected: its state is not known.'}
         onClick={() => setOpen(true)}
       >
         {isPending ? 'ordered' : isDraining ? 'Resume' : 'Drain'}

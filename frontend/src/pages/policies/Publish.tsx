@@ -8,6 +8,7 @@ import { useLive, useLiveClient } from '../../live/context';
 import { monotonicS } from '../../live/client';
 import { list, plural } from '../../lib/format';
 import { guardRails } from '../../lib/guardRails';
+import { MAY_LOOK, useMayOperate } from '../../rights';
 import type { Editor, Published } from './editor';
 
 export function Comment({ editor }: { editor: Editor }) {
@@ -33,7 +34,8 @@ export function Comment({ editor }: { editor: Editor }) {
 }
 
 /** Why publishing cannot be done now; null when it can. */
-export function blockedBy(editor: Editor): string | null {
+function blockedBy(editor: Editor, mayOperate: boolean): string | null {
+  if (!mayOperate) return MAY_LOOK;
   if (editor.newer !== null) return `v${editor.newer.version} was published meanwhile; move your changes onto it first.`;
   if (editor.changes.length === 0) return 'There is nothing to publish: the draft is the active version.';
   if (editor.mistakes.length > 0) return `Mend ${plural(editor.mistakes.length, 'field')} first.`;
@@ -46,7 +48,7 @@ export function blockedBy(editor: Editor): string | null {
 export function PublishPanel({ editor, published }: { editor: Editor; published: Published | null }) {
   const { snapshot } = useLive();
   const numWorkers = snapshot?.num_workers ?? 0;
-  const blocked = blockedBy(editor);
+  const blocked = blockedBy(editor, useMayOperate());
   const rails = guardRails(editor.base.document, editor.draft, snapshot);
   const target = numWorkers === 0 ? 'Publish' : `Publish to ${numWorkers === 1 ? 'the worker' : `all ${numWorkers} workers`} now`;
   return (

@@ -8,6 +8,7 @@ import { Icon } from '../../components/Icon';
 import { changesBetween } from '../../lib/document';
 import { dayAndTime, duration, parseInstant } from '../../lib/time';
 import { monotonicS } from '../../live/client';
+import { MAY_LOOK, useMayOperate } from '../../rights';
 import type { Names } from './Changes';
 import { ChangeList } from './Changes';
 import type { Published } from './editor';
@@ -86,6 +87,7 @@ interface RowProps {
 
 function VersionRow({ version, isActive, activeFor: lasted, onCompare, onRollBack }: RowProps) {
   const name = `v${version.version}`;
+  const mayOperate = useMayOperate();
   return (
     <tr>
       <td>
@@ -104,7 +106,7 @@ function VersionRow({ version, isActive, activeFor: lasted, onCompare, onRollBac
             <button type="button" className="btn sm" onClick={onCompare} aria-label={`Compare ${name} with the active version`}>
               Compare
             </button>
-            <button type="button" className="btn sm" onClick={onRollBack}>
+            <button type="button" className="btn sm" onClick={onRollBack} disabled={!mayOperate} title={mayOperate ? undefined : MAY_LOOK}>
               <Icon name="undo" />
               Roll back to {name}
             </button>
