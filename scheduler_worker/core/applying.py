@@ -164,7 +164,7 @@ class Applying:
             state.batch_limit.restart_window()
             return None
         oldest = next(iter(rows.values()))
-        is_full = len(rows) + len(state.catching_up) >= state.batch_limit.limit
+        is_full = self._flying.num_rows >= state.batch_limit.limit
         is_binding = is_full and bool(state.ready.sequences or state.waiting.sequences)
         num_together = self._flying.plan.step - oldest.join_step
         return state.batch_limit.step_applied(self._now, num_together, self._flying.tpot_s, is_binding)

@@ -33,6 +33,7 @@ def book(state: State, plan: StepPlan) -> None:
     swap_ins = {one.seq_id: one for one in plan.swap_ins}
     for chunk in chunks.others:
         cost += _book_chunk(state, flying, chunk, swap_ins.get(chunk.seq_id))
+    flying.num_rows = state.num_running + len(flying.closing)
     state.ledger.accrue_tier_credit(cost, state.policy.fairness.max_lead_tokens)
     state.notices.clear()
 

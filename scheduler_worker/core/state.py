@@ -38,13 +38,15 @@ MAX_ASKED: Final = 64
 class InFlight:
     """A begun plan and its chunks.
 
-    `tpot_s`: the objective it was planned for, None where nobody decodes; `dropped`: its tokens for these are worth
-    nothing; `closing`: it books their last token.
+    `tpot_s`: the objective it was planned for, None where nobody decodes; `num_rows`: how many ran when it was begun,
+    those included that end with it; `dropped`: its tokens for these are worth nothing; `closing`: it books their last
+    token.
     """
 
     plan: StepPlan
     chunks: StepChunks
     tpot_s: float | None = None
+    num_rows: int = 0
     dropped: set[str] = field(default_factory=set)
     closing: list[Sequence] = field(default_factory=list)
 

@@ -290,3 +290,18 @@ def test_it_does_not_move_while_every_step_keeps_its_objective(depth: int) -> No
 def test_it_shrinks_once_steps_exceed_their_objectives(depth: int) -> None:
     world = an_objective_that_comes_and_goes(depth, 250, 1.05)
     assert [one.numbers["after"] for one in world.events_of(EventKind.BATCH_LIMIT_CHANGED)] == [12]
+
+
+def test_it_comes_back_once_the_class_with_the_tight_objective_has_gone() -> None:
+    """2 ms a row: 12 rows keep high's 25 ms and 16 do not; low's 100 ms leave room for all 16."""
+    world = World(capacity=a_capacity(num_slots=16, num_blocks=512), checks=False)
+    limits = []
+    for class_ids in (("high", "low"), ("low",)):
+        for number in range(1_500):
+            for class_id in class_ids:
+                if len(world.scheduler.state.waiting) < 32:
+                    world.add(f"{class_id}-{len(limits)}-{number}", class_id, max_tokens=40)
+            world.launch()
+            world.land(duration_s=0.002 * len(world.plans[-1].chunks))
+        limits.append(world.scheduler.state.batch_limit.limit)
+    assert limits == [12, 16]
