@@ -279,16 +279,23 @@ def _worker_s(one: Request, num_slots: int) -> float:
 # The batch limit
 
 
+MIXED = (50, 2000), (20, 400)
+DECODES = (20, 60), (100, 400)
+"""Least and most prompt tokens, least and most answer tokens: prompts fill the steps, or decodes alone."""
+LIMIT_LOADS = ((4.0, 17.0, MIXED), (4.0, 26.0, MIXED), (8.0, 7.0, MIXED), (8.0, 13.0, MIXED), (8.0, 40.0, DECODES))
+Sizes = tuple[tuple[int, int], tuple[int, int]]
+
+
 def _limit_rows(options: argparse.Namespace) -> Iterator[Row]:
     """Constant Poisson load for 600 s on a device that is slow enough for the limit to act; the last 100 s count."""
-    for slower, rate_rps in ((4.0, 17.0), (4.0, 26.0), (8.0, 7.0), (8.0, 13.0)):
+    for slower, rate_rps, sizes in LIMIT_LOADS:
         for seed in range(options.seeds):
-            changes = _limit_changes(slower, rate_rps, seed, options.burst)
+            changes = _limit_changes(slower, rate_rps, sizes, seed, options.burst)
             limits = [256, *(int(event.numbers["after"]) for event in changes)]
             late = [limit for limit, event in zip(limits[1:], changes, strict=True) if event.at >= 500.0]
             seen = [limits[len(changes) - len(late)], *late]
             yield {
-                "run": f"{slower:g} times as slow, {rate_rps:g} requests/s",
+                "run": f"{slower:g} times as slow, {rate_rps:g} requests/s{', short prompts' * (sizes is DECODES)}",
                 "seed": seed,
                 "lowest": min(limits),
                 "limit": seen[-1],
@@ -297,13 +304,13 @@ def _limit_rows(options: argparse.Namespace) -> Iterator[Row]:
             }
 
 
-def _limit_changes(slower: float, rate_rps: float, seed: int, num_more: int) -> list[Event]:
+def _limit_changes(slower: float, rate_rps: float, sizes: Sizes, seed: int, num_more: int) -> list[Event]:
     """Moves of the limit in 600 s; a burst of `num_more` comes on top, and then nobody is refused."""
     draw, at, times = Random(f"poisson-{seed}"), 0.0, [150.0] * num_more
     while (at := at + draw.expovariate(rate_rps)) < 600.0:
         times.append(at)
     requests = [
-        Request(at, draw.randint(50, 2000), draw.randint(20, 400), draw.choices(CLASSES, SHARES)[0])
+        Request(at, draw.randint(*sizes[0]), draw.randint(*sizes[1]), draw.choices(CLASSES, SHARES)[0])
         for at in sorted(times)
     ]
     setup = Setup(
