@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -33,6 +33,7 @@ from controlplane.policies.verdict import verdict
 from controlplane.policies.workload import Workload, measured, workload
 from controlplane.tenants.selectors import weights
 from scheduler_worker.core.policy import Policy
+from scheduler_worker.sim.replay import served_by
 
 logger = logging.getLogger(__name__)
 MAX_REQUESTS: Final = 20_000
@@ -176,8 +177,15 @@ def _run(trial: Trial) -> dict[str, Any]:
         **_about(found, made, workers),
         "took_s": time.monotonic() - started,
         "classes": _by_class(runs["active"], runs["draft"], seen),
-        "verdict": verdict(runs["active"], runs["draft"]),
+        "verdict": verdict(runs["active"], runs["draft"], _heirs(runs["active"], trial.document)),
     }
+
+
+def _heirs(class_ids: Iterable[str], document: Mapping[str, Any]) -> dict[str, str]:
+    """Who serves, under the draft, each class that it retires."""
+    draft = Policy.model_validate(document)
+    heirs = {one: served_by(draft, one) for one in class_ids}
+    return {one: heir for one, heir in heirs.items() if heir != one}
 
 
 def _recorded(trial: Trial) -> list[Recorded]:

@@ -27,9 +27,12 @@ class Effect:
     rank: int
 
 
-def verdict(active: Mapping[str, Figures], draft: Mapping[str, Figures]) -> dict[str, Any]:
-    """`{headline, effects}` for the figures of both runs by class."""
+def verdict(
+    active: Mapping[str, Figures], draft: Mapping[str, Figures], heirs: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """`{headline, effects}` for the figures of both runs by class. `heirs` serve what the draft retires."""
     effects = [one for class_id in draft for one in _effects(class_id, active.get(class_id), draft[class_id])]
+    effects += [_retired(one, heirs[one], active[one]) for one in active if heirs and one in heirs]
     told = sorted((one for one in effects if one.kind != "same"), key=lambda one: one.rank)
     known = [{name: value for name, value in asdict(one).items() if name != "rank"} for one in effects]
     return {"headline": _headline(told), "effects": known}
@@ -60,10 +63,17 @@ def _effects(class_id: str, before: Figures | None, after: Figures) -> Iterator[
     yield from found or [Effect("same", class_id, _same(class_id, after), 9)]
 
 
+def _retired(class_id: str, heir: str, before: Figures) -> Effect:
+    num = before["num"]
+    requests = f"{num:,} request{'' if num == 1 else 's'}"
+    return Effect("same", class_id, f"{class_id} is retired: {heir} would serve its {requests}", 9)
+
+
 def _same(class_id: str, after: Figures) -> str:
     if after["within"] is None:
         return f"{class_id} would have nobody let in"
-    return f"{class_id} would hardly notice and {'keep' if _is_kept(after) else 'break'} its promise: {_share(after)}"
+    verb = "keep" if _is_kept(after) else "still break"
+    return f"{class_id} would hardly notice and {verb} its promise: {_share(after)}"
 
 
 def _promise(class_id: str, before: Figures, after: Figures) -> Effect | None:

@@ -132,8 +132,11 @@ def test_a_retired_class_counts_for_its_heir(api: APIClient, ready: Document) ->
     draft = copy.deepcopy(ready)
     draft["classes"] = [one for one in draft["classes"] if one["id"] != "high"]
     draft["retired"] = {"high": "medium"}
-    by_class = {one["class_id"]: one for one in result_of(api, draft)["classes"]}
+    result = result_of(api, draft)
+    by_class = {one["class_id"]: one for one in result["classes"]}
     assert (by_class["medium"]["draft"]["num"], by_class["high"]["draft"]) == (30, None)
+    retired = [one["text"] for one in result["verdict"]["effects"] if one["class_id"] == "high"]
+    assert retired == ["high is retired: medium would serve its 30 requests"]
 
 
 def test_unknown_lengths_are_drawn_alike_each_time(api: APIClient, ready: Document) -> None:

@@ -45,6 +45,11 @@ def test_small_differences_are_none() -> None:
     assert headline(before, after) == "No class would notice: no figure differs by 5 % or more."
 
 
+def test_a_promise_that_is_broken_anyway_is_still_broken() -> None:
+    found = verdict({"high": figures(within=0.9)}, {"high": figures(within=0.9)})
+    assert found["effects"][0]["text"].startswith("high would hardly notice and still break its promise: 90 %")
+
+
 def test_more_refusals_are_worse() -> None:
     found = verdict({"low": figures()}, {"low": figures(num_refused=40)})
     assert found["effects"] == [
