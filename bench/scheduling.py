@@ -8,7 +8,8 @@
     python -m bench.scheduling ceiling --traces DIR --load 1.5          # what a worker that is never idle could serve
     python -m bench.scheduling memory --traces DIR                      # tokens computed again for want of memory
     python -m bench.scheduling limit                                    # how steady the batch limit is
-    python -m bench.scheduling limit --burst 600                        # and how it recovers, nobody refused
+    python -m bench.scheduling limit --burst 600                        # and what a burst does, nobody refused
+    python -m bench.scheduling limit --low-from 150                     # and how it comes back with loose objectives
     python -m bench.scheduling cost                                     # the scheduler's own time per step
 
 DIR holds `vtc_arena/` and `azure2023/`. Medians over seeds with their range; `--json` writes every run as it ends.
@@ -27,6 +28,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import accumulate, pairwise
+from math import inf
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -98,6 +100,7 @@ def _options() -> argparse.Namespace:
             command.add_argument("--schedulers", nargs="+", choices=known, default=known, help="only these")
         if name == "limit":
             command.add_argument("--burst", type=int, default=0, help="so many more at 150 s; refuses nobody")
+            command.add_argument("--low-from", type=float, default=inf, help="from then on all requests are of low")
     return parser.parse_args()
 
 
@@ -290,7 +293,8 @@ def _limit_rows(options: argparse.Namespace) -> Iterator[Row]:
     """Constant Poisson load for 600 s on a device that is slow enough for the limit to act; the last 100 s count."""
     for slower, rate_rps, sizes in LIMIT_LOADS:
         for seed in range(options.seeds):
-            changes = _limit_changes(slower, rate_rps, sizes, seed, options.burst)
+            requests = _limit_requests(rate_rps, sizes, seed, options.burst, options.low_from)
+            changes = _limit_changes(slower, requests, options.burst == 0, _bar(f"{slower:g}x {rate_rps:g}/s", seed))
             limits = [256, *(int(event.numbers["after"]) for event in changes)]
             late = [limit for limit, event in zip(limits[1:], changes, strict=True) if event.at >= 500.0]
             seen = [limits[len(changes) - len(late)], *late]
@@ -304,8 +308,8 @@ def _limit_rows(options: argparse.Namespace) -> Iterator[Row]:
             }
 
 
-def _limit_changes(slower: float, rate_rps: float, sizes: Sizes, seed: int, num_more: int) -> list[Event]:
-    """Moves of the limit in 600 s; a burst of `num_more` comes on top, and then nobody is refused."""
+def _limit_requests(rate_rps: float, sizes: Sizes, seed: int, num_more: int, low_from_s: float) -> list[Request]:
+    """600 s of Poisson arrivals; a burst of `num_more` comes on top."""
     draw, at, times = Random(f"poisson-{seed}"), 0.0, [150.0] * num_more
     while (at := at + draw.expovariate(rate_rps)) < 600.0:
         times.append(at)
@@ -313,11 +317,17 @@ def _limit_changes(slower: float, rate_rps: float, sizes: Sizes, seed: int, num_
         Request(at, draw.randint(*sizes[0]), draw.randint(*sizes[1]), draw.choices(CLASSES, SHARES)[0])
         for at in sorted(times)
     ]
+    return [replace(one, class_id="low") if one.arrival_s >= low_from_s else one for one in requests]
+
+
+def _limit_changes(
+    slower: float, requests: list[Request], refuses: bool, progress: Progress | None
+) -> list[Event]:
+    """Moves of the limit in 600 s."""
     setup = Setup(
-        trace=requests, policies={}, schedulers=(), cost=H200_1B.scaled(slower), num_slots=256, admission=not num_more
+        trace=requests, policies={}, schedulers=(), cost=H200_1B.scaled(slower), num_slots=256, admission=refuses
     )  # fmt: skip
-    name = f"{slower:g}x {rate_rps:g}/s"
-    history = simulate(setup, "tidegate", default_policy(), requests, _bar(name, seed))
+    history = simulate(setup, "tidegate", default_policy(), requests, progress)
     moves = [event for event in history.events if event.kind is EventKind.BATCH_LIMIT_CHANGED]
     return [event for event in moves if event.at < 600.0]
 
