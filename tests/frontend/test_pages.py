@@ -402,5 +402,10 @@ def test_a_failed_trial_says_what_would_help(open_live: Open, mock: Mock) -> Non
 def test_a_trials_figures_fit_every_width(open_live: Open, width: int) -> None:
     page = open_live("/policies", width=width)
     try_draft(page)
+    figures = page.get_by_role("group", name="Figures of the trial")
+    assert ui.overflow_px(page) == 0
+    assert figures.evaluate("one => one.scrollWidth - one.clientWidth") == 0
     page.get_by_role("button", name="Show all figures").click()
     assert ui.overflow_px(page) == 0
+    if width > 390:
+        assert figures.evaluate("one => one.scrollWidth - one.clientWidth") == 0

@@ -116,17 +116,22 @@ function seen(class_id: string, measured: Partial<Measured>, simulated: Partial<
 describe('how sure a trial is', () => {
   it('shows every class beside what was measured, and how far off the farthest is', () => {
     const words = trustWords(resultOf(seen('high', { ttft_p50_s: 0.22 }), seen('low', { ttft_p50_s: 0.2 })), 41, BEFORE);
-    expect(words).toEqual(['TTFT p50 of v41, simulated: high 200 ms, measured 220 ms; low 200 ms, measured 200 ms. Off by 9 % at most.']);
+    expect(words).toEqual(['TTFT p50 of v41, simulated: high 200 ms, measured 220 ms; low 200 ms, measured 200 ms. Off by 10 % at most.']);
   });
 
   it('tells figures that are far off to be read for their direction only', () => {
-    const [words] = trustWords(resultOf(seen('high', { ttft_p50_s: 0.4 }), seen('low', {})), 41, BEFORE);
+    const [words] = trustWords(resultOf(seen('high', { ttft_p50_s: 0.3 }), seen('low', {})), 41, BEFORE);
     expect(words).toContain('Off by up to 50 %: trust which way a figure goes, not how far.');
   });
 
-  it('compares nothing that another version served', () => {
-    const [words] = trustWords(resultOf(seen('high', {})), 41, '2026-11-24T03:05:00Z');
-    expect(words).toMatch(/^Part of this traffic came before v41 was active/);
+  it('is as far off where everything took much longer than was simulated', () => {
+    const [words] = trustWords(resultOf(seen('high', { ttft_p50_s: 3 })), 41, BEFORE);
+    expect(words).toContain('Off by up to a factor of 15:');
+  });
+
+  it('says that another version served a part of it', () => {
+    const words = trustWords(resultOf(seen('high', {})), 41, '2026-11-24T03:05:00Z');
+    expect(words[1]).toBe('Part of it was measured before v41 was active.');
   });
 
   it('says what one request weighs where few were let in', () => {

@@ -1,7 +1,7 @@
 // What a trial's figures say side by side. Differences that the simulator cannot tell are "same".
 
 import type { Simulated, Traffic, Trial, TrialClass, TrialResult } from '../api/trials';
-import { count, latencyText, list, percent, plural } from './format';
+import { count, latencyText, list, percent, plural, significant } from './format';
 import { parseInstant } from './time';
 
 const NOISE = 0.05;
@@ -118,14 +118,15 @@ export function progressWords(trial: Trial): string {
   return trial.state === 'queued' ? 'Waiting for its turn: one trial runs at a time.' : 'Reading the recorded traffic.';
 }
 
-const CLOSE = 0.25;
+const CLOSE = 1.25;
 const FEW = 100;
 
 /** How sure the figures are: how close the simulator came to what was measured, and how much one request weighs. */
 export function trustWords(result: TrialResult, baseVersion: number, basePublishedAt: string): string[] {
-  const isMixed = parseInstant(basePublishedAt) > result.from_at;
-  const mixed = `Part of this traffic came before v${baseVersion} was active, so what was measured then says little about how close the simulator is.`;
-  return [isMixed ? mixed : closeness(result, baseVersion), coarseness(result)].filter((words) => words !== '');
+  const close = closeness(result, baseVersion);
+  const isMixed = close !== '' && parseInstant(basePublishedAt) > result.from_at;
+  const mixed = isMixed ? `Part of it was measured before v${baseVersion} was active.` : '';
+  return [close, mixed, coarseness(result)].filter((words) => words !== '');
 }
 
 /** The active version simulated, beside what gateways measured of the same requests. */
@@ -137,9 +138,16 @@ function closeness(result: TrialResult, baseVersion: number): string {
   });
   if (pairs.length === 0) return '';
   const sides = pairs.map(({ id, simulated, measured }) => `${id} ${latencyText(simulated)}, measured ${latencyText(measured)}`);
-  const off = Math.max(...pairs.map(({ simulated, measured }) => (Math.abs(simulated - measured) < NOISE_S ? 0 : Math.abs(simulated / Math.max(measured, NOISE_S) - 1))));
-  const judged = off > CLOSE ? `Off by up to ${Math.round(off * 100)} %: trust which way a figure goes, not how far.` : `Off by ${Math.round(off * 100)} % at most.`;
+  const times = Math.max(...pairs.map(({ simulated, measured }) => timesOff(simulated, measured)));
+  const off = times < 2 ? `${Math.round((times - 1) * 100)} %` : `a factor of ${significant(times, 2)}`;
+  const judged = times > CLOSE ? `Off by up to ${off}: trust which way a figure goes, not how far.` : `Off by ${off} at most.`;
   return `TTFT p50 of v${baseVersion}, simulated: ${sides.join('; ')}. ${judged}`;
+}
+
+/** By which factor two latencies differ, whichever is longer; 1 where nobody could tell them apart. */
+function timesOff(one: number, other: number): number {
+  if (Math.abs(one - other) < NOISE_S) return 1;
+  return Math.max(one, other) / Math.max(NOISE_S, Math.min(one, other));
 }
 
 /** Where few were let in, one request more or less in time moves the share by points. */

@@ -1,7 +1,6 @@
 // Try on traffic: what the draft would have done to requests that really came, before any worker hears of it.
 
 import { Progress } from '@mantine/core';
-import type { ReactNode } from 'react';
 import { useState } from 'react';
 import type { Effect, Trial, TrialResult } from '../../api/trials';
 import { ClassName } from '../../components/ClassName';
@@ -188,7 +187,6 @@ function Figures({ result, baseVersion, names }: { result: TrialResult; baseVers
         <table className="trial">
           <thead>
             <tr>
-              <th>Class</th>
               <th>Figure</th>
               {showsAll ? <th className="r">measured</th> : null}
               <th className="r">v{baseVersion}, active</th>
@@ -198,15 +196,13 @@ function Figures({ result, baseVersion, names }: { result: TrialResult; baseVers
           </thead>
           {rows.map(([one, shown]) => (
             <tbody key={one.class_id} aria-label={one.class_id}>
-              {shown.map((row, index) => (
-                <FigureRow key={row.figure} row={row} showsAll={showsAll}>
-                  {index > 0 ? null : (
-                    <th scope="rowgroup" rowSpan={shown.length}>
-                      <ClassName id={one.class_id} color={names.colorOf(one.class_id)} />
-                      <small>{plural((one.draft ?? one.active)?.num ?? 0, 'request')}</small>
-                    </th>
-                  )}
-                </FigureRow>
+              <tr>
+                <th scope="rowgroup" colSpan={showsAll ? 5 : 4}>
+                  <ClassName id={one.class_id} color={names.colorOf(one.class_id)} /> <small>{plural((one.draft ?? one.active)?.num ?? 0, 'request')}</small>
+                </th>
+              </tr>
+              {shown.map((row) => (
+                <FigureRow key={row.figure} row={row} showsAll={showsAll} />
               ))}
             </tbody>
           ))}
@@ -221,10 +217,9 @@ function Figures({ result, baseVersion, names }: { result: TrialResult; baseVers
   );
 }
 
-function FigureRow({ row, showsAll, children }: { row: Row; showsAll: boolean; children: ReactNode }) {
+function FigureRow({ row, showsAll }: { row: Row; showsAll: boolean }) {
   return (
     <tr>
-      {children}
       <td>{row.figure.startsWith('TTFT') ? <><Term name="ttft">TTFT</Term>{row.figure.slice(4)}</> : row.figure}</td>
       {showsAll ? <td className="r k">{row.measured}</td> : null}
       <td className={`r ${row.activeBroken ? 'bad' : ''}`}>{row.active}</td>
