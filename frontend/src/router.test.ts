@@ -6,6 +6,7 @@ describe('places', () => {
     ['/', '', { page: 'live', anchor: '' }],
     ['/policies', '#classes.1.max_wait_s', { page: 'policies', anchor: 'classes.1.max_wait_s' }],
     ['/sign-in', '', { page: 'sign-in', anchor: '' }],
+    ['/policies', '#100%', { page: 'policies', anchor: '' }],
     ['/nowhere', '', { page: 'live', anchor: '' }],
   ])('%s%s', (path, hash, place) => {
     expect(placeOf(path, hash)).toEqual(place);

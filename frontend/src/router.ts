@@ -16,7 +16,16 @@ const CHANGED = 'tidegate:place';
 export function placeOf(pathname: string, hash: string): Place {
   const first = pathname.split('/')[1] ?? '';
   const page = first === 'sign-in' || PAGES.some((known) => known === first) ? (first as Place['page']) : 'live';
-  return { page, anchor: decodeURIComponent(hash.replace(/^#/, '')) };
+  return { page, anchor: decoded(hash.replace(/^#/, '')) };
+}
+
+/** A fragment that nobody could have encoded leads to no field, and must not take the page down. */
+function decoded(anchor: string): string {
+  try {
+    return decodeURIComponent(anchor);
+  } catch {
+    return '';
+  }
 }
 
 /** Another page opens at its top; a place on it is found by who shows it. */

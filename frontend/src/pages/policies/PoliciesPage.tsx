@@ -91,7 +91,7 @@ function Editing({ initial, session }: { initial: Loaded; session: Session }) {
     },
     [history],
   );
-  const editor = useEditor({ base, perClass, shared, liveVersion: live.snapshot?.policy_version ?? null, isLive: viewOf(live.connection).kind === 'live', onBase, onPublished: setPublished });
+  const editor = useEditor({ username: session.username, base, perClass, shared, liveVersion: live.snapshot?.policy_version ?? null, isLive: viewOf(live.connection).kind === 'live', onBase, onPublished: setPublished });
   const trial = useTrial(editor, session.username);
   useAnchor();
   const isDraft = editor.changes.length > 0;

@@ -42,6 +42,8 @@ export interface Editor {
 }
 
 interface Options {
+  /** Who drafts. */
+  username: string;
   base: PolicyVersion;
   perClass: readonly Field[];
   shared: readonly Field[];
@@ -54,8 +56,8 @@ interface Options {
 }
 
 export function useEditor(options: Options): Editor {
-  const { base, onBase } = options;
-  const stored = useMemo(() => loadDraft(base.version), [base.version]);
+  const { username, base, onBase } = options;
+  const stored = useMemo(() => loadDraft(username, base.version), [username, base.version]);
   const [draft, setDraft] = useState<Document>(stored?.document ?? base.document);
   const [comment, setComment] = useState(stored?.comment ?? '');
   const [note, setNote] = useState<string | null>(null);
@@ -74,8 +76,8 @@ export function useEditor(options: Options): Editor {
 
   useEffect(() => {
     if (changes.length === 0 && comment === '') clearDraft();
-    else saveDraft({ version: base.version, document: draft, comment });
-  }, [base.version, changes.length, comment, draft]);
+    else saveDraft({ author: username, version: base.version, document: draft, comment });
+  }, [username, base.version, changes.length, comment, draft]);
 
   const finish = (published: PolicyVersion): void => {
     clearDraft();

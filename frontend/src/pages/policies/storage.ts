@@ -5,17 +5,18 @@ import type { Document } from '../../lib/document';
 const KEY = 'tidegate.policy-draft';
 
 interface StoredDraft {
+  author: string;
   version: number;
   document: Document;
   comment: string;
 }
 
-/** The stored draft, if it was made from `version`. */
-export function loadDraft(version: number): StoredDraft | null {
+/** The stored draft, if `author` made it from `version`: others may sign in on the same tab. */
+export function loadDraft(author: string, version: number): StoredDraft | null {
   const text = sessionStorage.getItem(KEY);
   if (text === null) return null;
   const stored = JSON.parse(text) as StoredDraft;
-  return stored.version === version ? stored : null;
+  return stored.author === author && stored.version === version ? stored : null;
 }
 
 export function saveDraft(draft: StoredDraft): void {
