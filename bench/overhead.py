@@ -34,7 +34,7 @@ from scheduler_worker.protocol.messages import Header, Payload, SamplingParams
 from scheduler_worker.worker import transport
 from scheduler_worker.worker.clock import RedisClock
 from scheduler_worker.worker.courier_process import CourierProcess
-from scheduler_worker.worker.inbox import Inbox
+from scheduler_worker.worker.inbox import Inbox, QueueMirrored
 from scheduler_worker.worker.loop import StepLoop
 from scheduler_worker.worker.stats import LoopStats
 
@@ -110,9 +110,9 @@ class WorkerLoop:
         transport.synchronize(self._client, self._clock)
         self._ids = [self._enqueue(f"{batch}-{number}", number, sampling) for number in range(batch)]
         scheduler, self._inbox = Scheduler(default_policy(), executor.capacity), Inbox()
-        self._inbox.put(transport.run(self._client, scripts.mirror(POOL)))
-        self._courier = CourierProcess(redis_url, self._inbox, POOL, "bench", keys.WORKER_LEASE_S)
-        self._courier.start()
+        mirror = transport.run(self._client, scripts.mirror(POOL))
+        self._inbox.put(QueueMirrored(mirror.headers, mirror.policy))
+        self._courier = CourierProcess(redis_url, POOL, "bench", keys.WORKER_LEASE_S)
         self._closed: list[LoopStats] = []
         self._loop = StepLoop(
             scheduler,

@@ -1,8 +1,9 @@
-"""The courier in a process of its own: what it costs to speak to Redis is not taken from the step loop.
+"""The courier and the follower in a process of their own: what it costs to speak to Redis is not taken from the loop.
 
-`CourierProcess` is the loop's end: orders go through a socket as msgpack, news come back through it, and two
-numbers that the loop looks at in every turn lie in shared memory. The child ends with its parent, however that
-ends, and holds no more than the parent has said: it renews no lease by itself.
+`CourierProcess` is the loop's end: orders go through a socket as msgpack, news come back through it and are read by
+the loop itself, which so shares Python's lock with nobody; two numbers that the loop looks at in every turn lie in
+shared memory. The child ends with its parent, however that ends, and holds no more than the parent has said: it
+renews no lease by itself.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import logging
 import mmap
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -17,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from typing import Final, TypeAlias
 
@@ -28,12 +31,17 @@ from scheduler_worker.protocol.token_bytes import unpack
 from scheduler_worker.worker import transport
 from scheduler_worker.worker.clock import RedisClock
 from scheduler_worker.worker.courier import Courier, OutgoingRow
+from scheduler_worker.worker.follower import Follower
 from scheduler_worker.worker.inbox import (
+    ClaimNews,
     ClaimsHeld,
     ClaimsLost,
     ClaimsSettled,
-    HelperThread,
     News,
+    PolicyNews,
+    QueueChanged,
+    QueueMirrored,
+    QueueNews,
     Receiver,
     ThreadFailed,
 )
@@ -68,6 +76,10 @@ class Task(Struct, frozen=True, tag=True):
     log_level: int
 
 
+class Follow(Struct, frozen=True, tag=True):
+    """From now on tell what happens in the queue, beginning with all that is in it."""
+
+
 class Claim(Struct, frozen=True, tag=True):
     request_ids: tuple[str, ...]
 
@@ -88,11 +100,12 @@ class Leave(Struct, frozen=True, tag=True):
 class Failure(Struct, frozen=True, tag=True):
     """What a `ThreadFailed` says, in words."""
 
+    name: str
     error: str
 
 
-Order: TypeAlias = Task | Claim | Publish | Renew | Leave
-Report: TypeAlias = ClaimsSettled | ClaimsLost | ClaimsHeld | Failure
+Order: TypeAlias = Task | Follow | Claim | Publish | Renew | Leave
+Report: TypeAlias = ClaimNews | QueueNews | Failure
 
 
 class Channel:
@@ -101,6 +114,7 @@ class Channel:
     def __init__(self, end: socket.socket) -> None:
         self._socket = end
         self._lock = threading.Lock()
+        self._received = bytearray()
         for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
             end.setsockopt(socket.SOL_SOCKET, option, _BUFFER_BYTES)
 
@@ -118,6 +132,36 @@ class Channel:
                 if len(data := stream.read(size)) < size:
                     return
                 yield data
+
+    def wait(self, timeout_s: float) -> None:
+        """Until something is there to read, at most `timeout_s`."""
+        select.select([self._socket], [], [], timeout_s)
+
+    def read(self) -> Iterator[bytes]:
+        """The whole messages that are here, without waiting for more; then `EOFError` if the other end is gone."""
+        received, is_open = self._received, self._receive()
+        begin = 0
+        while len(received) - begin >= _LENGTH:
+            body = begin + _LENGTH
+            end = body + int.from_bytes(received[begin:body], "little")
+            if end > len(received):
+                break
+            yield bytes(received[body:end])
+            begin = end
+        del received[:begin]
+        if not is_open:
+            raise EOFError
+
+    def _receive(self) -> bool:
+        """Take what has arrived; whether more may come."""
+        try:
+            while data := self._socket.recv(_BUFFER_BYTES, socket.MSG_DONTWAIT):
+                self._received += data
+        except BlockingIOError:
+            return True
+        except ConnectionError:
+            return False
+        return False
 
 
 class Progress:
@@ -144,11 +188,10 @@ class Progress:
 # --- the loop's end
 
 
-class CourierProcess(HelperThread):
-    """The courier as the loop sees it. The thread only hands news to the inbox."""
+class CourierProcess:
+    """The courier as the loop sees it."""
 
-    def __init__(self, redis_url: str, inbox: Receiver, pool: str, worker: str, lease_s: float) -> None:
-        super().__init__("courier", inbox)
+    def __init__(self, redis_url: str, pool: str, worker: str, lease_s: float) -> None:
         ours, theirs = socket.socketpair()
         with theirs, tempfile.TemporaryFile() as memory:
             memory.truncate(2 * 8)
@@ -160,7 +203,8 @@ class CourierProcess(HelperThread):
         self._channel = Channel(ours)
         self._num_ordered = 0
         self._last_order_at = _NEVER
-        self._is_leaving = False
+        self._decode = msgspec.msgpack.Decoder(Report).decode
+        self._is_gone = False
         self._channel.send(Task(redis_url, pool, worker, lease_s, logging.getLogger().getEffectiveLevel()))
 
     @property
@@ -172,6 +216,29 @@ class CourierProcess(HelperThread):
     def num_queued(self) -> int:
         """Orders not yet carried out."""
         return self._num_ordered - self._progress.num_done
+
+    def news(self) -> Iterator[News]:
+        """All that has arrived; the process's unexpected end once."""
+        try:
+            for data in self._channel.read():
+                report = self._decode(data)
+                if isinstance(report, Failure):
+                    yield ThreadFailed(report.name, CourierFailed(report.error))
+                else:
+                    yield report
+        except EOFError:
+            if not self._is_gone:
+                self._is_gone = True
+                ended = CourierFailed(f"its process ended with status {self._process.wait()}")
+                yield ThreadFailed("courier", ended)
+
+    def wait(self, timeout_s: float) -> None:
+        """Until news arrive, at most `timeout_s`."""
+        self._channel.wait(timeout_s)
+
+    def follow(self) -> None:
+        """Tell what happens in the queue: `QueueMirrored`, then `QueueChanged` and `PolicyNews`."""
+        self._send(Follow())
 
     def claim(self, request_ids: tuple[str, ...]) -> None:
         """Try to take these; the outcome arrives as `ClaimsSettled`."""
@@ -201,29 +268,25 @@ class CourierProcess(HelperThread):
 
     def leave(self, timeout_s: float) -> None:
         """Carry out what is ordered, give back all claims, end the lease. Gives up after `timeout_s`."""
-        self._is_leaving = True
         self._order(Leave(timeout_s))
-        try:
-            self._process.wait(timeout_s + 2 * transport.SOCKET_TIMEOUT_S)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        ends_at = time.monotonic() + timeout_s + 2 * transport.SOCKET_TIMEOUT_S
+        while self._process.poll() is None:
+            if time.monotonic() >= ends_at:
+                self._process.kill()
+                self._process.wait()
+                return
+            self.wait(LOOK_EVERY_S)
+            deque(self.news(), maxlen=0)  # it must not wait for us to read
+            time.sleep(LOOK_EVERY_S)
 
-    def work(self) -> None:
-        """Hand over news until the process ends."""
-        decoder = msgspec.msgpack.Decoder(Report)
-        for data in self._channel.messages():
-            report = decoder.decode(data)
-            if isinstance(report, Failure):
-                raise CourierFailed(report.error)
-            self._inbox.put(report)
-        if not self._is_leaving:
-            raise CourierFailed(f"its process ended with status {self._process.wait()}")
-
-    def _order(self, order: Order) -> None:
-        """A courier that is gone is told by `work`."""
+    def _order(self, order: Claim | Publish | Renew | Leave) -> None:
+        """What the courier counts when it is done."""
         self._num_ordered += 1
         self._last_order_at = time.monotonic()
+        self._send(order)
+
+    def _send(self, order: Order) -> None:
+        """That the process is gone is told by `news`."""
         try:
             self._channel.send(order)
         except OSError as error:
@@ -241,7 +304,7 @@ class _Outputs(Receiver):
         self._tokens: dict[tuple[str, int], list[int]] = {}
 
     def put(self, news: News) -> None:
-        """Called by the courier's thread."""
+        """Called by the courier's thread and the follower's."""
         match news:
             case ClaimsSettled(_, won):
                 for one in won:
@@ -256,8 +319,10 @@ class _Outputs(Receiver):
                 for gone in list(self._tokens.keys() - attempts.items()):
                     self._tokens.pop(gone, None)
                 self._channel.send(news)
-            case ThreadFailed(_, error):
-                self._channel.send(Failure(f"{type(error).__name__}: {error}"))
+            case ThreadFailed(name, error):
+                self._channel.send(Failure(name, f"{type(error).__name__}: {error}"))
+            case QueueChanged() | QueueMirrored() | PolicyNews():
+                self._channel.send(news)
 
     def outgoing(self, gateway: str, row: FrameRow) -> OutgoingRow:
         """The row with all output of its request so far. Called by the main thread."""
@@ -291,8 +356,11 @@ def main(socket_fd: int, memory_fd: int) -> None:
         progress.set,
     )
     courier.start()
+    follower = Follower(transport.connect(task.redis_url), outputs, task.pool)
     for order in orders:
         match order:
+            case Follow():
+                follower.start()
             case Claim(request_ids):
                 courier.claim(request_ids)
             case Publish(step, rows):
@@ -300,10 +368,11 @@ def main(socket_fd: int, memory_fd: int) -> None:
             case Renew():
                 courier.renew()
             case Leave(timeout_s):
+                follower.stop()
                 courier.leave(timeout_s)
                 return
 
 
 if __name__ == "__main__":
     main(int(sys.argv[1]), int(sys.argv[2]))
-    os._exit(0)  # the courier's thread may still wait for Redis
+    os._exit(0)  # its threads may still wait for Redis

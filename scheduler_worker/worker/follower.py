@@ -1,4 +1,4 @@
-"""The follower: reads the queue's changes as they happen and hands them to the loop."""
+"""The follower: reads the queue's changes as they happen and hands them on. It works in the courier's process."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from redis.exceptions import ResponseError
 
 from scheduler_worker.protocol import keys, scripts
 from scheduler_worker.protocol.messages import PolicyAnnouncement, ProtocolError, decode
-from scheduler_worker.protocol.scripts import ChangeOp
+from scheduler_worker.protocol.scripts import Change, ChangeOp
 from scheduler_worker.worker import transport
-from scheduler_worker.worker.inbox import HelperThread, Inbox, PolicyNews
+from scheduler_worker.worker.inbox import HelperThread, PolicyNews, QueueChanged, QueueMirrored, Receiver
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +24,7 @@ MAX_ENTRIES: Final = 1000
 class Follower(HelperThread):
     """Mirrors the queue at start, and again whenever changes may have been missed."""
 
-    def __init__(self, client: redis.Redis, inbox: Inbox, pool: str) -> None:
+    def __init__(self, client: redis.Redis, inbox: Receiver, pool: str) -> None:
         super().__init__("follower", inbox)
         self._client, self._pool = client, pool
         self._changes = keys.CHANGES.of(pool)
@@ -65,27 +65,21 @@ class Follower(HelperThread):
         mirror = transport.run(self._client, scripts.mirror(self._pool))
         for error in mirror.unreadable:
             logger.error("a waiting request is left to workers of another build: %s", error)
-        self._inbox.put(mirror)
+        self._inbox.put(QueueMirrored(mirror.headers, mirror.policy))
         self._cursor = mirror.last_change_id
 
     def _read(self) -> int:
         reply: Any = self._client.xread({self._changes: self._cursor}, count=MAX_ENTRIES, block=BLOCK_MS)
         entries = _entries(reply)
-        for entry_id, fields in entries:
-            self._hand_over(fields)
-            self._cursor = entry_id.decode()
-        return len(entries)
-
-    def _hand_over(self, fields: dict[bytes, bytes]) -> None:
-        try:
-            change = scripts.read_change(fields)
-        except ProtocolError as error:
-            logger.error("a change of the queue is left to workers of another build: %s", error)
-            return
-        if change.op is ChangeOp.POLICY:
+        changes = [change for _, fields in entries if (change := _change(fields)) is not None]
+        queue = tuple([one for one in changes if one.op is not ChangeOp.POLICY])
+        if queue:
+            self._inbox.put(QueueChanged(queue))
+        if len(queue) < len(changes):
             self._fetch_policy()
-        else:
-            self._inbox.put(change)
+        if entries:
+            self._cursor = entries[-1][0].decode()
+        return len(entries)
 
     def _fetch_policy(self) -> None:
         data: Any = self._client.get(keys.POLICY.of(self._pool))
@@ -95,6 +89,14 @@ class Follower(HelperThread):
             self._inbox.put(PolicyNews(decode(PolicyAnnouncement, data)))
         except ProtocolError as error:
             logger.error("a policy was announced that this build cannot read: %s", error)
+
+
+def _change(fields: dict[bytes, bytes]) -> Change | None:
+    try:
+        return scripts.read_change(fields)
+    except ProtocolError as error:
+        logger.error("a change of the queue is left to workers of another build: %s", error)
+        return None
 
 
 def _entries(reply: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:

@@ -1,4 +1,4 @@
-"""What the helper threads tell the step loop. Only the loop touches the scheduler and the executor."""
+"""What helpers tell the step loop. Only the loop touches the scheduler and the executor."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Protocol, TypeAlias
 
 from msgspec import Struct
 
-from scheduler_worker.protocol.messages import PolicyAnnouncement
-from scheduler_worker.protocol.scripts import Change, Claimed, Mirror
+from scheduler_worker.protocol.messages import Header, PolicyAnnouncement
+from scheduler_worker.protocol.scripts import Change, Claimed
 
 
 class ClaimsSettled(Struct, frozen=True, tag=True):
@@ -33,8 +33,20 @@ class ClaimsHeld(Struct, frozen=True, tag=True):
     attempts: dict[str, int]
 
 
-@dataclass(frozen=True, slots=True)
-class PolicyNews:
+class QueueChanged(Struct, frozen=True, tag=True):
+    """What happened in the queue, in its order."""
+
+    changes: tuple[Change, ...]
+
+
+class QueueMirrored(Struct, frozen=True, tag=True):
+    """The whole queue at one instant, and the live policy: changes may have been missed."""
+
+    headers: tuple[Header, ...]
+    policy: PolicyAnnouncement | None
+
+
+class PolicyNews(Struct, frozen=True, tag=True):
     """The live policy."""
 
     announcement: PolicyAnnouncement
@@ -55,9 +67,9 @@ class ThreadFailed:
     error: BaseException
 
 
-News: TypeAlias = (
-    Change | Mirror | ClaimsSettled | ClaimsLost | ClaimsHeld | PolicyNews | DrainingChanged | ThreadFailed
-)
+QueueNews: TypeAlias = QueueChanged | QueueMirrored | PolicyNews
+ClaimNews: TypeAlias = ClaimsSettled | ClaimsLost | ClaimsHeld
+News: TypeAlias = QueueNews | ClaimNews | DrainingChanged | ThreadFailed
 
 
 class Receiver(Protocol):
@@ -67,31 +79,19 @@ class Receiver(Protocol):
 
 
 class Inbox:
-    """Messages in order of arrival, from many threads to one."""
+    """Messages in order of arrival, from the worker's own threads to its loop, which looks at least every 0.1 s."""
 
     def __init__(self) -> None:
         self._news: deque[News] = deque()
-        self._arrived = threading.Event()
 
     def put(self, news: News) -> None:
-        """Add a message and wake the loop."""
+        """Add a message."""
         self._news.append(news)
-        self._arrived.set()
-
-    def wake(self) -> None:
-        """Let a waiting loop look around."""
-        self._arrived.set()
 
     def take(self) -> Iterator[News]:
         """Every message that is here now."""
         for _ in range(len(self._news)):
             yield self._news.popleft()
-
-    def wait(self, timeout_s: float) -> None:
-        """Until something arrives, at most `timeout_s`."""
-        if not self._news:
-            self._arrived.wait(timeout_s)
-        self._arrived.clear()
 
 
 class HelperThread(threading.Thread):

@@ -14,6 +14,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final
 
 from scheduler_worker.core.plan import Applied, Finished, StepPlan
@@ -22,7 +23,7 @@ from scheduler_worker.core.scheduler import SchedulerVerbs
 from scheduler_worker.core.sequence import FinishReason, SequenceHeader
 from scheduler_worker.executor import Executor, OutOfMemory, RowOutput, SequenceInput, StepOutput, to_result
 from scheduler_worker.protocol.messages import FrameRow, Header, PolicyAnnouncement, Timings
-from scheduler_worker.protocol.scripts import Change, ChangeOp, Claimed, Mirror
+from scheduler_worker.protocol.scripts import Change, ChangeOp, Claimed
 from scheduler_worker.protocol.token_bytes import unpack
 from scheduler_worker.worker.clock import RedisClock
 from scheduler_worker.worker.courier_process import CourierProcess, GatewayRow
@@ -34,6 +35,8 @@ from scheduler_worker.worker.inbox import (
     Inbox,
     News,
     PolicyNews,
+    QueueChanged,
+    QueueMirrored,
     ThreadFailed,
 )
 from scheduler_worker.worker.stats import LoopStats
@@ -126,12 +129,12 @@ class StepLoop:
             return self._courier.wait_for_space(IDLE_WAIT_S)
         if self._courier.num_queued == 0:
             self._courier.renew()
-        self._inbox.wait(IDLE_WAIT_S)
+        self._courier.wait(IDLE_WAIT_S)
         return False
 
     def _idle(self) -> None:
         self._courier.renew_if_due(RENEW_EVERY_S)
-        self._inbox.wait(WAIT_WITH_WORK_S if self._scheduler.has_work() else IDLE_WAIT_S)
+        self._courier.wait(WAIT_WITH_WORK_S if self._scheduler.has_work() else IDLE_WAIT_S)
 
     def _report_if_due(self) -> None:
         now = time.monotonic()
@@ -277,22 +280,23 @@ class StepLoop:
     # --- news
 
     def _take_news(self) -> None:
-        for news in self._inbox.take():
+        for news in chain(self._courier.news(), self._inbox.take()):
             self._take_one(news)
         if self._out:
             self._send(0)
 
     def _take_one(self, news: News) -> None:
         match news:
-            case Change():
-                self._take_change(news)
+            case QueueChanged(changes):
+                for change in changes:
+                    self._take_change(change)
             case ClaimsSettled():
                 self._settle(news)
             case ClaimsLost(attempts):
                 self._drop_lost(lambda seq_id, held: attempts.get(seq_id) == held.header.attempt)
             case ClaimsHeld(attempts):
                 self._drop_lost(lambda seq_id, held: attempts.get(seq_id) != held.header.attempt)
-            case Mirror():
+            case QueueMirrored():
                 self._take_mirror(news)
             case PolicyNews(announcement):
                 self._take_policy(announcement)
@@ -411,7 +415,7 @@ class StepLoop:
         del self._held[seq_id]
         self._take(self._scheduler.withdraw([seq_id], self._clock.now()))
 
-    def _take_mirror(self, mirror: Mirror) -> None:
+    def _take_mirror(self, mirror: QueueMirrored) -> None:
         present = {header.request_id for header in mirror.headers}
         self._withdraw([one for one in self._waiting if one not in present and one not in self._asked])
         for header in mirror.headers:

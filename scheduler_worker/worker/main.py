@@ -24,7 +24,6 @@ from scheduler_worker.worker import transport
 from scheduler_worker.worker.clock import RedisClock
 from scheduler_worker.worker.courier_process import CourierProcess
 from scheduler_worker.worker.device import meter_for
-from scheduler_worker.worker.follower import Follower
 from scheduler_worker.worker.inbox import Inbox
 from scheduler_worker.worker.loop import StepLoop
 from scheduler_worker.worker.reporter import Reporter, WorkerIdentity
@@ -123,9 +122,8 @@ class _Worker:
         settings, policy = self._settings, default_policy()
         scheduler = Scheduler(policy, self._executor.capacity)
         self._courier = CourierProcess(
-            settings.redis_url, self._inbox, settings.pool, settings.worker_id, keys.WORKER_LEASE_S
+            settings.redis_url, settings.pool, settings.worker_id, keys.WORKER_LEASE_S
         )
-        self._follower = Follower(self._connect(), self._inbox, settings.pool)
         self._reporter = self._make_reporter()
         loop = StepLoop(
             scheduler,
@@ -138,8 +136,8 @@ class _Worker:
             scheduler.cost_model.to_dict,
             settings.worker_id,
         )
-        for helper in (self._courier, self._reporter, self._follower):
-            helper.start()
+        self._reporter.start()
+        self._courier.follow()
         gc.collect()
         gc.freeze()
         logger.info("worker %s of pool %s is ready", settings.worker_id, settings.pool)
@@ -151,7 +149,6 @@ class _Worker:
         return Reporter(self._connect(), self._clock, self._inbox, identity, self._executor, meter)
 
     def _leave(self, last_words: EventRecord | None = None) -> None:
-        self._follower.stop()
         self._courier.leave(LEAVE_TIMEOUT_S)
         self._reporter.stop(LEAVE_TIMEOUT_S, last_words)
 

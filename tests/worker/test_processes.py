@@ -37,14 +37,14 @@ def test_many_requests_on_two_workers_are_each_answered_once_and_in_order(fleet:
 def test_a_killed_worker_loses_and_doubles_no_token(fleet: Fleet) -> None:
     victim = fleet.start("w1", step_s=0.02)
     for number in range(6):
-        fleet.client.send(f"r{number}", prompt(number), max_tokens=60)
+        fleet.client.send(f"r{number}", prompt(number), max_tokens=400)
     fleet.client.wait_for_tokens("r5", 5)
     fleet.start("w2", step_s=0.002)
     victim.signal(signal.SIGKILL)
     fleet.client.wait_for_end()
     assert {one.attempt for one in fleet.client.outputs.values()} == {1}
     assert [one.tokens for one in fleet.client.outputs.values()] == [
-        continuation(prompt(number), 60) for number in range(6)
+        continuation(prompt(number), 400) for number in range(6)
     ]
     assert fleet.client.faults() == {}
 
