@@ -7,7 +7,7 @@ import pytest
 from scheduler_worker.core.plan import EventKind, Reason
 from scheduler_worker.core.policy import Policy, default_policy
 from scheduler_worker.core.sequence import Sequence
-from scheduler_worker.core.turns import Turns
+from scheduler_worker.core.turns import Turns, is_urgent
 from tests.core.worlds import World, a_capacity, with_rules
 
 
@@ -156,6 +156,16 @@ def test_one_about_to_miss_its_first_token_goes_ahead_of_the_turn() -> None:
     world.run()
     assert world.started()[1] == "pressed"
     assert reasons(world)["pressed"] is Reason.RESCUE
+
+
+@pytest.mark.parametrize(("left_s", "urgent"), [(-0.25, False), (0.0, True), (0.25, True), (0.5, True), (0.75, False)])
+def test_urgent_is_who_can_still_meet_its_objective_and_soon_not_any_more(left_s: float, urgent: bool) -> None:
+    """Within half a second of its latest start, both ends included."""
+    world = World()
+    world.add("one", "high")
+    sequence = world.scheduler.state.sequences["one"]
+    sequence.latest_start_at = 8.0 + left_s
+    assert is_urgent(sequence, 8.0, 0.5) is urgent
 
 
 @pytest.mark.parametrize(("lead_cost", "first"), [(6.9, "pressed"), (7.1, "behind")])
