@@ -108,6 +108,38 @@ def test_a_tenant_that_was_granted_something_ahead_of_the_turn_is_behind_in_it()
         assert next(turns.in_turn())[0].seq_id == "b1"
 
 
+def test_what_is_granted_in_a_pass_counts_by_the_tenants_own_weights() -> None:
+    """A fourth each time for a, the whole for b."""
+    world = one_slot()
+    for number in range(1, 6):
+        world.add(f"a{number}", tenant="a", tenant_weight=4.0)
+        world.add(f"b{number}", tenant="b", tenant_weight=1.0)
+    state, order = world.scheduler.state, []
+    with Turns(state.waiting, state.ledger, state.policy, world.now) as turns:
+        for sequence, _ in turns.in_turn():
+            order.append(sequence.seq_id)
+            turns.charge(sequence, 1.0)
+    assert order[:5] == ["a1", "b1", "a2", "a3", "a4"]
+
+
+@pytest.mark.parametrize(("credit", "num_started"), [(0.0, 1), (9.0, 1), (10.0, 2), (25.0, 3), (1_000.0, 5)])
+def test_in_one_pass_the_tier_grants_what_its_credit_covers_and_one_more(credit: float, num_started: int) -> None:
+    """Five of low starve, each costs 10, and high waits as well."""
+    world = one_slot(without_preemption(default_policy()))
+    for number in range(5):
+        world.add(f"low-{number}", "low")
+    world.now = 25.0
+    world.add("high", "high")
+    state, started = world.scheduler.state, []
+    state.ledger.classes["low"].tier_credit = credit
+    with Turns(state.waiting, state.ledger, state.policy, world.now) as turns:
+        for sequence, reason in turns.pressing():
+            if reason is Reason.STARVING:
+                started.append(sequence.seq_id)
+                turns.charge(sequence, 10.0)
+    assert len(started) == num_started
+
+
 def test_the_tier_begins_a_guard_before_the_bound() -> None:
     """max_wait 30 s and guard 0.2: from 24 s on."""
     started = []
