@@ -73,7 +73,33 @@ SHAPES: dict[str, dict[str, Any]] = {
 }
 CONTEXT_TOKENS = 1024
 GREEDY = SamplingParams(temperature=0.0, ignore_eos=True)
-WORKLOADS = {"128 requests, 32 slots": (128, 32), "512 requests, 256 slots": (512, 256)}
+
+
+class Workload(NamedTuple):
+    """Requests that arrive at once. Answers are log-normal; `deviation` is that of their logarithm."""
+
+    num_requests: int
+    num_slots: int
+    deviation: float = 0.9
+    max_tokens: int = 512
+
+    def requests(self, vocab_size: int) -> list[Request]:
+        """Prompts of 50 to 300 tokens, answers of at least 8; seed 1."""
+        r = random.Random(1)
+        requests = []
+        for _ in range(self.num_requests):
+            num_tokens = r.randint(50, 300)
+            prompt = [r.randint(3, vocab_size - 1) for _ in range(num_tokens)]
+            answer = int(r.lognormvariate(4.3, self.deviation))
+            requests.append(Request(prompt, min(self.max_tokens, max(8, answer))))
+        return requests
+
+
+WORKLOADS = {
+    "128 requests, 32 slots": Workload(128, 32),
+    "512 requests, 256 slots": Workload(512, 256),
+    "256 requests, 32 slots, wide": Workload(256, 32, deviation=1.3, max_tokens=1536),
+}
 
 
 class Request(NamedTuple):
@@ -199,17 +225,6 @@ def _policy(token_budget: int, max_chunk_tokens: int) -> Policy:
     )
 
 
-def workload(num_requests: int, vocab_size: int) -> list[Request]:
-    """The saturated workload: prompts of 50 to 300 tokens, log-normal outputs of 8 to 512, seed 1."""
-    r = random.Random(1)
-    requests = []
-    for _ in range(num_requests):
-        num_tokens = r.randint(50, 300)
-        prompt = [r.randint(3, vocab_size - 1) for _ in range(num_tokens)]
-        requests.append(Request(prompt, min(512, max(8, int(r.lognormvariate(4.3, 0.9))))))
-    return requests
-
-
 def long_contexts(
     batch: int, num_steps: int, vocab_size: int, num_tokens: int = CONTEXT_TOKENS
 ) -> list[Request]:
@@ -297,7 +312,7 @@ class Bench:
     def first_token(self, executor: TorchExecutor) -> None:
         """Seconds from the start of this process to the first token of its first request."""
         loop = Loop(executor, self._arguments.token_budget)
-        loop.add(workload(1, self._shape["vocab_size"]))
+        loop.add(Workload(1, 1).requests(self._shape["vocab_size"]))
         while not loop.turn().num_tokens:
             pass
         started_at = psutil.Process().create_time()
@@ -321,7 +336,7 @@ class Bench:
         """See `bench.engine_peers`; before an executor has changed the model."""
         from bench.engine_peers import continuous_tokens_per_s, generate_tokens_per_s  # no part of a start
 
-        asked = [(one.token_ids, one.max_tokens) for one in workload(128, self._shape["vocab_size"])]
+        asked = [(one.token_ids, one.max_tokens) for one in Workload(128, 32).requests(self._shape["vocab_size"])]
         asked = asked[:num_slots]
         rate = generate_tokens_per_s(self._model, asked, 0)
         self.add("generate: static batch", num_slots, rate, "tokens/s")
@@ -352,14 +367,14 @@ class Bench:
         for name, times in parts.items():
             self.add(f"decode_host_{name}", batch, _median_ms(times), "ms/step")
 
-    def throughput(self, executor: TorchExecutor, name: str, num_requests: int, static: bool = False) -> None:
+    def throughput(self, executor: TorchExecutor, name: str, static: bool = False) -> None:
         """Useful tokens per second over all requests, the better known second of two runs."""
         num_slots = executor.capacity.num_slots
         for _ in range(2):
-            requests = workload(num_requests, self._shape["vocab_size"])
+            requests = WORKLOADS[name].requests(self._shape["vocab_size"])
             _synchronize(self._device)
             started = time.perf_counter()
-            turns = self._run(executor, requests, num_slots if static else num_requests)
+            turns = self._run(executor, requests, num_slots if static else len(requests))
             elapsed = time.perf_counter() - started
         num_tokens = sum(request.max_tokens for request in requests)
         assert sum(turn.num_tokens for turn in turns) == num_tokens
@@ -377,16 +392,16 @@ class Bench:
         loop.abandon()
         return turns
 
-    def busy(self, executor: TorchExecutor, name: str, num_requests: int) -> None:
+    def busy(self, executor: TorchExecutor, name: str) -> None:
         """Share of wall time in which the device runs a kernel or a copy: the union of the profiler's intervals.
 
         Recording a graph's kernels slows them; the share is therefore also given over the unprofiled time.
         """
-        requests = workload(num_requests, self._shape["vocab_size"])
+        requests = WORKLOADS[name].requests(self._shape["vocab_size"])
         with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
             _synchronize(self._device)
             started = time.perf_counter()
-            self._run(executor, requests, num_requests)
+            self._run(executor, requests, len(requests))
             _synchronize(self._device)
             elapsed = time.perf_counter() - started
         spans = [
@@ -533,9 +548,8 @@ def main() -> None:
             for batch in arguments.batches:
                 bench.kernels(executor, min(batch, num_slots))
         for name in arguments.workloads:
-            num_requests, wanted = WORKLOADS[name]
-            if wanted == num_slots:
-                _saturate(bench, executor, name, num_requests, arguments.parts)
+            if WORKLOADS[name].num_slots == num_slots:
+                _saturate(bench, executor, name, arguments.parts)
         executor.close()
         del executor
         torch.cuda.empty_cache()
@@ -554,17 +568,17 @@ def main() -> None:
 def _slots(arguments: argparse.Namespace) -> set[int]:
     slots = {max(arguments.batches)} if {"decode", "kernels", "start"} & set(arguments.parts) else set()
     if {"throughput", "busy", "static"} & set(arguments.parts):
-        slots |= {WORKLOADS[name][1] for name in arguments.workloads}
+        slots |= {WORKLOADS[name].num_slots for name in arguments.workloads}
     return slots
 
 
-def _saturate(bench: Bench, executor: TorchExecutor, name: str, num_requests: int, parts: list[str]) -> None:
+def _saturate(bench: Bench, executor: TorchExecutor, name: str, parts: list[str]) -> None:
     if "throughput" in parts:
-        bench.throughput(executor, name, num_requests)
+        bench.throughput(executor, name)
     if "static" in parts:
-        bench.throughput(executor, name, num_requests, static=True)
+        bench.throughput(executor, name, static=True)
     if "busy" in parts:
-        bench.busy(executor, name, num_requests)
+        bench.busy(executor, name)
 
 
 if __name__ == "__main__":

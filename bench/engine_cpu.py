@@ -20,7 +20,7 @@ from typing import NamedTuple
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from bench.engine import Loop, Request, workload
+from bench.engine import Loop, Request, Workload
 from bench.engine_peers import continuous_tokens_per_s, generate_tokens_per_s
 from scheduler_worker.engine.executor import TorchExecutor
 from scheduler_worker.engine.loading import describe
@@ -86,7 +86,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     model = AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32, local_files_only=True)
-    requests = workload(options.requests, model.config.vocab_size)
+    requests = Workload(options.requests, options.slots).requests(model.config.vocab_size)
     num_tokens = sum(one.max_tokens for one in requests)
     taken: dict[str, list[Taken]] = {name: [] for name in ENGINES}
     for _ in range(options.rounds):
