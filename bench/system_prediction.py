@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from bench.system_clients import Run
 from bench.system_doors import OK, Doors
-from bench.system_host import LearnedHost, Means, Part, learn_host, middle_mean
+from bench.system_host import Beside, LearnedHost, Means, MeanStep, Part, learn_host, middle_mean
 from bench.system_load import Seen
-from bench.system_recording import Recording
+from bench.system_recording import Recording, Steps
 from bench.system_sim import (
     LEARNING_RATES,
     SETTLING_S,
@@ -22,12 +22,12 @@ from bench.system_sim import (
     part_of,
     simulate,
 )
+from scheduler_worker.core.plan import StepShape
 from scheduler_worker.core.policy import Policy
 from scheduler_worker.sim.cost import StepCost
 from scheduler_worker.sim.run import Outcome
 
 PARTS = ("queue_s", "formation_s", "prefill_s", "ttft_s")
-BLOCK_S = 0.5
 NUM_DRAWS = 3
 UNTOLD_S = 0.0005  # Valkey's instants are cut to milliseconds
 MOST_URGENT = "high"  # waits least for a slot: what it waits for is on its way
@@ -41,19 +41,6 @@ class Stages(NamedTuple):
     queued_s: float
     claimed_s: float
     prefill_s: float
-
-
-class MeanStep(NamedTuple):
-    """A part's mean step: rows that decode, prompt tokens beside them, seconds."""
-
-    num_rows: float
-    num_prompt_tokens: float
-    seconds: float
-
-    def beside_s(self, cost: StepCost) -> float:
-        """What it took beyond the device's time; what attention costs is left out, for it is near nothing here."""
-        device_s = cost.base_s + cost.row_s * self.num_rows + cost.prefill_token_s * self.num_prompt_tokens
-        return max(0.0, self.seconds - device_s)
 
 
 class Predicted(NamedTuple):
@@ -95,13 +82,14 @@ class Predictor:
     def _learn_host(self) -> LearnedHost:
         run = self._recording.learning
         ways = self.ways.draw([LEARNING_RATES[part_of(one.sent_s, self.ways.part_s)] for one in run.seen])
-        parts = learned_parts(self._recording, self.fitted.cost, self.ways.part_s)
+        beside = Beside.fit(mean_steps(self._recording, self.fitted.cost))
+        parts = learned_parts(self._recording, self.ways.part_s)
 
         def simulated(host: LearnedHost) -> Sequence[Means]:
             outcomes = self._simulate(run, host, deepcopy(self._doors), ways)
             return means_of(simulated_stages(run, outcomes), self.ways.part_s)
 
-        return learn_host(parts, simulated)
+        return learn_host(beside, parts, simulated)
 
     def _simulate(self, run: Run, host: LearnedHost, doors: Doors, ways: Sequence[Way]) -> list[Outcome]:
         return simulate(run, self._policy, self.fitted, host, doors, ways)
@@ -181,37 +169,45 @@ def _middle(stages: Iterable[Stages], value: Callable[[Stages], float]) -> float
     return middle_mean([value(one) for one in stages])
 
 
-def learned_parts(recording: Recording, cost: StepCost, part_s: float) -> list[Part]:
+def learned_parts(recording: Recording, part_s: float) -> list[Part]:
     """The learning run's parts as the host is learned from them."""
-    run, found = recording.learning, []
-    measured = means_of(measured_stages(recording, run), part_s)
-    for part, means in enumerate(measured):
-        begins_s, ends_s = part * part_s + SETTLING_S, (part + 1) * part_s
-        step = mean_step(run, begins_s, ends_s)
-        beside_s = step.beside_s(cost)
-        num_blocks = max(1, int((ends_s - begins_s) / BLOCK_S))
-        blocks = [mean_step(run, begins_s + n * BLOCK_S, begins_s + (n + 1) * BLOCK_S) for n in range(num_blocks)]
-        swings = [one.beside_s(cost) / beside_s for one in blocks] if beside_s else [1.0]
-        max_turn_s = step.seconds if recording.num_in_flight > 1 else 0.0
-        found.append(Part(step.num_rows, beside_s, means, swings, max_turn_s))
+    found = []
+    for part, means in enumerate(means_of(measured_stages(recording, recording.learning), part_s)):
+        messages = messages_between(recording, part * part_s + SETTLING_S, (part + 1) * part_s)
+        num_steps = max(1, sum(one.num_steps for one in messages))
+        num_rows = sum(num_decoded(recording.learning, one) for one in messages) / num_steps
+        step_s = sum(one.interval_s for one in messages) / num_steps
+        found.append(Part(num_rows, means, step_s if recording.num_in_flight > 1 else 0.0))
     return found
 
 
-def mean_step(run: Run, begins_s: float, ends_s: float) -> MeanStep:
-    """Between two instants of a run, as clients saw it: how many answers were on their way at once, and how long their
-    tokens took."""
-    planned = {one.index: one for one in run.requests}
-    answers_s = num_tokens = 0.0
-    num_prompt = 0
-    for one in run.seen:
-        if one.first_s is None or one.end_s is None:
-            continue
-        if begins_s <= one.first_s < ends_s:
-            num_prompt += planned[one.index].num_prompt_tokens
-        overlap_s = min(one.end_s, ends_s) - max(one.first_s, begins_s)
-        if overlap_s > 0.0:
-            answers_s += overlap_s
-            num_tokens += overlap_s * (one.num_tokens - 1) / (one.end_s - one.first_s)
-    step_s = answers_s / max(num_tokens, 1.0)
-    length_s = ends_s - begins_s
-    return MeanStep(answers_s / length_s, num_prompt * step_s / length_s, step_s)
+def mean_steps(recording: Recording, cost: StepCost) -> list[MeanStep]:
+    """The learning run's messages of the worker that had work at their end."""
+    run, found = recording.learning, []
+    sizes = [one.num_prompt_tokens for one in run.requests]
+    pairs_per_token = sum(size * (size + 1) / 2 for size in sizes) / sum(sizes)
+    for one in messages_between(recording, 0.0, run.end_s):
+        if one.num_running:
+            num_rows, num_prompt = num_decoded(run, one) / one.num_steps, one.num_prompt / one.num_steps
+            shape = StepShape(
+                round(num_rows), round(num_prompt), one.num_context, round(num_prompt * pairs_per_token)
+            )
+            beside_s = one.interval_s / one.num_steps - cost.seconds(shape)
+            found.append(MeanStep(one.num_steps, num_rows, beside_s))
+    return found
+
+
+def num_decoded(run: Run, message: Steps) -> float:
+    """Tokens that came of rows that decode: not those that end a prompt."""
+    mean_prompt = sum(one.num_prompt_tokens for one in run.requests) / len(run.requests)
+    return max(0.0, message.num_generated - message.num_prompt / mean_prompt)
+
+
+def messages_between(recording: Recording, begins_s: float, ends_s: float) -> list[Steps]:
+    """The worker's messages about steps that lie between two instants of the learning run."""
+    began_at = recording.learning.began_at
+    return [
+        one
+        for one in recording.steps["learning"]
+        if one.num_steps and began_at + begins_s <= one.at - one.interval_s and one.at <= began_at + ends_s
+    ]

@@ -150,6 +150,14 @@ def _tell(predictor: Predictor, say: Say, add: Add) -> None:
     """What was learned: the cost model, and what the host adds to it by the rows of a step."""
     known = ", ".join(f"{name} {value:.3g}" for name, value in predictor.fitted.figures.items())
     say(f"learned: {known}; {sum(map(len, predictor.ways.parts))} ways to the worker and back")
+    beside = predictor.host.beside
+    add("learned: beside the device, a step", 1e3 * beside.base_s, "ms")
+    add("learned: beside the device, a row", 1e6 * beside.row_s, "us")
+    add("learned: beside the device, variance over the squared mean", beside.variance, "")
+    say(
+        f"learned, beside the device: {1e3 * beside.base_s:.2f} ms a step, {1e6 * beside.row_s:.2f} us a row; "
+        f"variance {beside.variance:.1f}"
+    )
     for num_rows, delays in predictor.host.known:
         for name, seconds in delays._asdict().items():
             add(f"learned, {num_rows:.0f} rows: {name.removesuffix('_s')}", 1e3 * seconds, "ms")

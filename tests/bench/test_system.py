@@ -11,10 +11,10 @@ import msgspec
 import pytest
 
 from bench.system_clients import LENGTHS, Run, Workload
-from bench.system_host import BLOCK_STEPS, Delays, LearnedHost, Means, Part, learn_host
+from bench.system_host import BLOCK_STEPS, Beside, Delays, LearnedHost, Means, MeanStep, Part, learn_host
 from bench.system_load import Job, Load, Planned, Seen
 from bench.system_model import write_text_side
-from bench.system_prediction import MeanStep, mean_step
+from bench.system_prediction import mean_steps
 from bench.system_recording import Recording, Steps, read_recording, write_recording
 from bench.system_report import median_table
 from bench.system_sim import Learned, Way, Ways
@@ -124,64 +124,100 @@ def test_ways_are_drawn_the_same_for_the_same_seed() -> None:
     assert ways.draw([0.4] * 50, seed=3) == ways.draw([0.4] * 50, seed=3) != ways.draw([0.4] * 50, seed=4)
 
 
-def _part(num_rows: float, swings: tuple[float, ...] = (1.0,)) -> Part:
-    return Part(num_rows, 0.001, Means(0.008, 0.006, 0.004), swings)
+NONE_BESIDE = Beside(0.0, 0.0)
 
 
-def test_the_learned_host_goes_with_the_rows_between_two_parts() -> None:
-    host = LearnedHost([_part(10.0), _part(30.0)], [Delays(0.001, 0.0, 0.0, 0.004), Delays(0.003, 0.0, 0.0, 0.0)])
-
-    assert (host.beside_s(20), host.turn_s(25)) == pytest.approx((0.002, 0.001))
+def _part(num_rows: float) -> Part:
+    return Part(num_rows, Means(0.008, 0.006, 0.004))
 
 
-@pytest.mark.parametrize(("num_rows", "beside_s"), [(0, 0.001), (10, 0.001), (30, 0.003), (256, 0.003)])
-def test_the_learned_host_keeps_to_its_parts_beyond_them(num_rows: int, beside_s: float) -> None:
-    host = LearnedHost([_part(30.0), _part(10.0)], [Delays(0.003, 0.0, 0.0, 0.0), Delays(0.001, 0.0, 0.0, 0.0)])
-
-    assert host.beside_s(num_rows) == pytest.approx(beside_s)
+def _host_of_two_parts() -> LearnedHost:
+    return LearnedHost(NONE_BESIDE, [_part(30.0), _part(10.0)], [Delays(0.0, 0.0, 0.003), Delays(0.0, 0.0, 0.001)])
 
 
-def test_what_a_step_takes_beside_the_device_swings_for_many_steps_at_a_time() -> None:
-    host = LearnedHost([_part(10.0, (0.5, 1.5))], [Delays(0.002, 0.0, 0.0, 0.0)])
+@pytest.mark.parametrize(("num_rows", "turn_s"), [(0, 0.001), (10, 0.001), (20, 0.002), (30, 0.003), (256, 0.003)])
+def test_the_learned_host_goes_with_the_rows_between_two_parts_and_keeps_to_them_beyond(
+    num_rows: int, turn_s: float
+) -> None:
+    assert _host_of_two_parts().turn_s(num_rows) == pytest.approx(turn_s)
+
+
+def test_the_host_is_late_for_several_steps_at_a_time() -> None:
+    host = LearnedHost(Beside(0.001, 0.0, 9.0), [_part(10.0)], [Delays(0.0, 0.0, 0.0)])
     blocks = [{host.beside_s(10) for _ in range(BLOCK_STEPS)} for _ in range(40)]
 
-    assert ({len(block) for block in blocks}, set().union(*blocks)) == ({1}, {0.001, 0.003})
+    assert ({len(block) for block in blocks}, len(set().union(*blocks))) == ({1}, 40)
+
+
+@pytest.mark.parametrize("num_steps", [20, 80])
+def test_what_lies_beside_the_device_is_learned_with_its_variance_from_messages_of_many_steps(num_steps: int) -> None:
+    """Of a host that is late for blocks of steps, as the learned one is."""
+    known = Beside(0.0002, 4e-6, 6.0)
+    host = LearnedHost(known, [_part(10.0)], [Delays(0.0, 0.0, 0.0)])
+    rows = [10 + place % 200 for place in range(3000)]
+    steps = [MeanStep(num_steps, one, sum(host.beside_s(one) for _ in range(num_steps)) / num_steps) for one in rows]
+    found = Beside.fit(steps)
+
+    assert (found.mean_s(20), found.mean_s(200), found.variance) == pytest.approx((0.00028, 0.001, 6.0), rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("besides", "line"),
+    [
+        ((0.003, 0.002, 0.001), (0.002, 0.0)),  # falls with the rows
+        ((0.0, 0.0003, 0.003), (0.0, 6.9e-5)),  # would be below zero at none
+        ((-0.001, 0.0, 0.0005), (0.0, 0.0)),  # the device takes it all
+    ],
+)
+def test_what_lies_beside_neither_falls_nor_is_below_zero(
+    besides: tuple[float, ...], line: tuple[float, float]
+) -> None:
+    found = Beside.fit([MeanStep(50, 10.0 * (place + 1), one) for place, one in enumerate(besides)])
+
+    assert (found.base_s, found.row_s) == pytest.approx(line, abs=1e-5)
 
 
 def test_the_ways_that_are_learned_are_those_with_which_a_simulation_has_the_measured_means() -> None:
     """The simulation here adds a step of 5 ms to each way, and takes the turn off it."""
-    measured = Means(queued_s=0.008, claimed_s=0.006, prefill_s=0.004)
 
     def simulated(host: LearnedHost) -> list[Means]:
         _, known = host.known[0]
         return [Means(0.005 + known.news_s, 0.005 + known.answer_s, 0.005 - known.turn_s)]
 
-    (_, learned), = learn_host([Part(10.0, 0.002, measured)], simulated).known
+    (_, learned), = learn_host(NONE_BESIDE, [_part(10.0)], simulated).known
 
-    assert learned == pytest.approx(Delays(0.002, 0.003, 0.001, 0.001), abs=1e-5)
+    assert learned == pytest.approx(Delays(0.003, 0.001, 0.001), abs=1e-5)
 
 
 def test_a_loops_turn_is_learned_no_longer_than_a_step() -> None:
     """Prefill is simulated too long whatever the turn."""
-    part = Part(10.0, 0.002, Means(0.008, 0.006, 0.004), max_turn_s=0.003)
-    ((_, learned),) = learn_host([part], lambda host: [Means(0.008, 0.006, 0.1)]).known
+    part = Part(10.0, Means(0.008, 0.006, 0.004), max_turn_s=0.003)
+    ((_, learned),) = learn_host(NONE_BESIDE, [part], lambda host: [Means(0.008, 0.006, 0.1)]).known
 
     assert learned.turn_s == pytest.approx(0.003)
 
 
-def test_a_mean_step_takes_beside_the_device_what_its_rows_and_prompts_do_not() -> None:
-    cost = StepCost(base_s=0.001, row_s=1e-5, prefill_token_s=1e-6)
+def test_a_step_takes_beside_the_device_what_rows_prompts_context_and_pairs_do_not() -> None:
+    """A message of 3 steps in 0.25 s, whose 5 tokens are 4 of decoding rows and one after a prompt of 3 tokens, with
+    two pairs for each."""
+    cost = StepCost(base_s=0.001, row_s=1e-3, prefill_token_s=1e-3, kv_token_s=1e-3, attention_pair_s=1e-4)
+    (step,) = mean_steps(_learning_recording(), cost)
 
-    assert MeanStep(100.0, 50.0, 0.003).beside_s(cost) == pytest.approx(0.00095)
+    assert step == pytest.approx((3, 4 / 3, 0.25 / 3 - 0.001 - 0.001 - 0.001 - 0.008 - 0.0002))
 
 
-def test_a_mean_step_is_told_from_what_clients_saw() -> None:
-    """Two answers of 100 tokens in 0.99 s each, one 10 ms late."""
-    requests = [Planned(place, 2.0, 0, "high", 25, 100) for place in range(2)]
-    seen = [Seen(place, 2.0, 0.0, 200, 2.75 + 0.01 * place, 3.74 + 0.01 * place, 100) for place in range(2)]
-    step = mean_step(Run("learning", requests, seen, 0.0, 5.0, 0.0), 2.75, 3.0)
+def test_messages_that_begin_before_the_learning_run_or_end_after_it_do_not_tell_of_it() -> None:
+    recording = _learning_recording()
+    (message,) = recording.steps["learning"]
+    recording.steps["learning"] = [msgspec.structs.replace(message, at=at) for at in (9.2, 10.1)]
 
-    assert (step.num_rows, step.num_prompt_tokens, step.seconds) == pytest.approx((1.96, 2.0, 0.01))
+    assert mean_steps(recording, StepCost()) == []
+
+
+def _learning_recording() -> Recording:
+    recording = _recording()
+    recording.steps = {"learning": recording.steps["load"]}
+    return recording
 
 
 def _recording() -> Recording:
