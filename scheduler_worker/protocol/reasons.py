@@ -173,6 +173,11 @@ def _preempted_by_memory(event: EventRecord) -> str:
     )
 
 
+def _preempted_out_of_memory(event: EventRecord) -> str:
+    freed = _count(event, "num_blocks", "block", "blocks", "its blocks")
+    return f"Preempted: the device had no memory for a step of so many; this one was last in line and gave up {freed}."
+
+
 def _not_preempted(why: str) -> Sentence:
     def sentence(event: EventRecord) -> str:
         rows = _count(event, "num_rows", "running sequence", "running sequences", "the running sequences")
@@ -337,6 +342,8 @@ def _quota(event: EventRecord) -> str:
 
 
 def _too_long(event: EventRecord) -> str:
+    if error := _text(event, "error"):
+        return error
     prompt = _count(event, "num_prompt_tokens", "token", "tokens", "")
     limit = _count(event, "max_prompt_tokens", "token", "tokens", "")
     return (
@@ -361,6 +368,7 @@ SENTENCES: Final[dict[tuple[str, str], Sentence]] = {
     ("scheduled", "only_class_waiting"): _alone,
     ("preempted", "preempted_by_priority"): _preempted_by_priority,
     ("preempted", "preempted_by_memory"): _preempted_by_memory,
+    ("preempted", "out_of_memory"): _preempted_out_of_memory,
     ("not_preempted", "as_urgent"): _not_preempted("{} were at least as urgent"),
     ("not_preempted", "class_may_not_yield"): _not_preempted("{} may not be preempted under this policy"),
     ("not_preempted", "past_max_generated"): _not_preempted("{} had made too many tokens to be parked"),

@@ -121,6 +121,7 @@ def test_a_request_that_can_never_run_is_told_which_limit_it_exceeds(prompt: int
     world = World(capacity=a_capacity(num_blocks=8))
     (event,) = world.add("one", prompt=prompt, max_tokens=max_tokens).events
     assert (event.kind, words in str(event.numbers["error"])) == (EventKind.REJECTED, True)
+    assert words in sentence(event)
 
 
 def test_the_batch_limit_is_told_with_the_latency_that_moved_it() -> None:
@@ -132,3 +133,18 @@ def test_the_batch_limit_is_told_with_the_latency_that_moved_it() -> None:
         world.land(duration_s=0.2)
     (event,) = world.events_of(EventKind.BATCH_LIMIT_CHANGED)
     assert sentence(event) == "Batch limit 16 → 12: ITL p99 averaged 200 ms, over the 83 ms target."
+
+
+def test_whoever_leaves_a_batch_that_the_device_cannot_hold_is_told_so() -> None:
+    world = World(capacity=a_capacity(num_slots=8), checks=False)
+    for number in range(8):
+        world.add(f"r{number}", max_tokens=40)
+    for _ in range(4):
+        world.launch()
+        world.land()
+    world.launch()
+    events = world.take(world.scheduler.fail_step(world.now)).events
+    parked = [one for one in events if one.kind is EventKind.PREEMPTED]
+    assert parked
+    assert [one for one in events if not is_known(one) or missing_in(one)] == []
+    assert sentence(parked[0]).startswith("Preempted: the device had no memory for a step of so many")

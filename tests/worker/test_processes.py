@@ -26,9 +26,9 @@ def test_many_requests_on_two_workers_are_each_answered_once_and_in_order(fleet:
     fleet.start("w1", step_s=0.002, num_slots=4)
     fleet.start("w2", step_s=0.002, num_slots=4)
     for number in range(40):
-        fleet.client.send(f"r{number}", prompt(number), max_tokens=10 + number % 7)
+        fleet.client.send(f"r{number}", prompt(number), max_tokens=80 + number % 7)
     fleet.client.wait_for_end()
-    wanted = {f"r{number}": continuation(prompt(number), 10 + number % 7) for number in range(40)}
+    wanted = {f"r{number}": continuation(prompt(number), 80 + number % 7) for number in range(40)}
     assert {one: output.tokens for one, output in fleet.client.outputs.items()} == wanted
     assert fleet.client.faults() == {}
     assert {output.workers[0] for output in fleet.client.outputs.values()} == {"w1", "w2"}
