@@ -39,9 +39,11 @@ class Taken(NamedTuple):
 def ours(model: PreTrainedModel, requests: list[Request], num_slots: int) -> None:
     """The scheduler and the paged engine."""
     settings = EngineSettings(model="bench", num_slots=num_slots, max_model_len=1024, kv_bytes=1 << 29)
-    loop = Loop(TorchExecutor(describe(model, "bench"), settings), TOKEN_BUDGET)
+    executor = TorchExecutor(describe(model, "bench"), settings)
+    loop = Loop(executor, TOKEN_BUDGET)
     loop.add(requests)
     loop.run()
+    executor.close()  # the model is as it was
 
 
 def static(model: PreTrainedModel, requests: list[Request], num_slots: int) -> None:

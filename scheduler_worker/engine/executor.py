@@ -38,6 +38,7 @@ from scheduler_worker.engine.inspection import check_logits, check_tokens, inspe
 from scheduler_worker.engine.kv_cache import KVCache, kv_shape
 from scheduler_worker.engine.loading import LoadedModel, fingerprint
 from scheduler_worker.engine.outputs import NOT_FINITE, LaunchedStep, filled_blocks, step_rows
+from scheduler_worker.engine.packing import pack_linears, unpack_linears
 from scheduler_worker.engine.pinned_checkpoints import PinnedCheckpoints
 from scheduler_worker.engine.runner import ModelRunner
 from scheduler_worker.engine.sampling import Sampled, Sampler, why_invalid
@@ -63,6 +64,8 @@ class TorchExecutor:
         clock.ended("the model's own logits")
         if settings.fuse_linears and self._device.type == "cuda":
             fuse_linears(model)
+        if settings.pack_linears and self._on_host:
+            pack_linears(model)
         layers = inspect_model(model, loaded.name)
         clock.ended("layers")
         self._max_model_len = _max_model_len(loaded, settings)
@@ -201,6 +204,7 @@ class TorchExecutor:
         self._launched.clear()
         self._sequences.clear()
         self._checkpoints.close()
+        unpack_linears(self._loaded.model)
 
     def _start(self, step: LaunchedStep) -> None:
         started = time.perf_counter()

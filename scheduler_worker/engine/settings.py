@@ -34,6 +34,7 @@ class EngineSettings:
     cuda_graphs: capture steps as CUDA graphs at start, with flashinfer only.
     compile_model: compile the captured model: fewer, larger kernels.
     fuse_linears: on CUDA, compute linear layers that read the same input by one product.
+    pack_linears: on a CPU, keep a second copy of the linear layers' weights, arranged for its products.
     max_in_flight_steps: steps that may be launched and not yet collected; 1 on a CPU and 2 on CUDA when None.
     threads: CPU threads of torch; all cores but one (of two both) when None.
     trust_remote_code: run model code that comes with the weights.
@@ -57,6 +58,7 @@ class EngineSettings:
     cuda_graphs: bool = True
     compile_model: bool = True
     fuse_linears: bool = True
+    pack_linears: bool = True
     max_in_flight_steps: int | None = None
     threads: int | None = None
     trust_remote_code: bool = False

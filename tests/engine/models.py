@@ -3,6 +3,8 @@ oracle."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from scheduler_worker.engine.errors import SettingsError
 from scheduler_worker.engine.executor import TorchExecutor
 from scheduler_worker.engine.inspection import own_attention
 from scheduler_worker.engine.loading import describe
+from scheduler_worker.engine.packing import PackedLinear
 from scheduler_worker.engine.settings import EngineSettings
 
 VOCAB = 512
@@ -98,10 +101,23 @@ def make_prompt(length: int, seed: int = 0) -> list[int]:
     return torch.randint(3, VOCAB, (length,), generator=generator).tolist()
 
 
+@contextmanager
+def plain_linears(model: transformers.PreTrainedModel) -> Iterator[None]:
+    """As the model came, also while an engine has packed its weights."""
+    packed = [one for one in model.modules() if type(one) is PackedLinear]
+    for one in packed:
+        one.__class__ = torch.nn.Linear
+    try:
+        yield
+    finally:
+        for one in packed:
+            one.__class__ = PackedLinear
+
+
 @torch.inference_mode()
 def reference(model: transformers.PreTrainedModel, prompt: list[int], max_new: int) -> list[int]:
     """What the unmodified model generates greedily, its own EOS switched off."""
-    with own_attention(model):
+    with own_attention(model), plain_linears(model):
         ids = torch.tensor([prompt])
         out = model.generate(
             ids,
@@ -114,4 +130,4 @@ def reference(model: transformers.PreTrainedModel, prompt: list[int], max_new: i
     return out[0, len(prompt) :].tolist()
 
 
-__all__ = ["FAMILIES", "SettingsError", "make_executor", "make_model", "make_prompt", "reference"]
+__all__ = ["FAMILIES", "SettingsError", "make_executor", "make_model", "make_prompt", "plain_linears", "reference"]
