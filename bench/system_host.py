@@ -1,9 +1,9 @@
 """What the host adds around the device, learned from a recorded run.
 
 What steps take beside the device's time is seen in the worker's messages of the whole run: a line over their rows, and
-how the messages lie around it. What is not measured by itself (how long news are under way, how long the loop takes
-before it plans) is learned by simulating the run. Each of its parts has its own load, and so its own number of rows:
-there it is what makes the simulated part's means those of the measured one; between the parts it goes with the rows.
+how the messages lie around it. How long news are under way is not measured by itself: it is learned by simulating the
+run. Each of its parts has its own load, and so its own number of rows: there it is what makes the simulated part's
+means those of the measured one; between the parts it goes with the rows.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import random
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import inf
 from statistics import fmean, linear_regression
 from typing import NamedTuple
 
@@ -25,11 +24,10 @@ KEPT = 0.8  # of the values, around the median: what a mean is taken of
 
 
 class Delays(NamedTuple):
-    """Seconds: the way of news; the way of a claim or its answer; the loop's turn before it plans."""
+    """Seconds: the way of news; the way of a claim or its answer."""
 
     news_s: float
     answer_s: float
-    turn_s: float
 
 
 class MeanStep(NamedTuple):
@@ -72,29 +70,21 @@ class Beside:
 
 
 class Means(NamedTuple):
-    """What is compared, in seconds: from queued to claimed; from there to the first step; from that to the first
-    token."""
+    """What is compared, in seconds: from queued to claimed; from there to the first step."""
 
     queued_s: float
     claimed_s: float
-    prefill_s: float
 
 
-@dataclass(frozen=True)
-class Part:
-    """One part of the learning run: its mean rows, and what was measured.
-
-    `max_turn_s`: longer than a step the loop's turn is not hidden behind one; where no other step is in flight it is
-    none, but part of what lies beside.
-    """
+class Part(NamedTuple):
+    """One part of the learning run: its mean rows, and what was measured."""
 
     num_rows: float
     means: Means
-    max_turn_s: float = inf
 
 
 class LearnedHost(Host):
-    """By the rows of the last step. News and answers are heard when the loop lets other threads run, once a step: their
+    """By the rows of the last step. News and answers are heard when the loop looks, once a step: their
     ways are spread evenly from 0 to twice their mean. How late the host is, is drawn for `BLOCK_STEPS` together."""
 
     def __init__(self, beside: Beside, parts: Sequence[Part], delays: Sequence[Delays], seed: int = 0) -> None:
@@ -132,9 +122,6 @@ class LearnedHost(Host):
         self._num_steps += 1
         return self.beside.mean_s(num_rows) * self._swing
 
-    def turn_s(self, num_rows: int) -> float:
-        return self._at(num_rows).turn_s
-
     def _spread(self, mean_s: float) -> float:
         return self._draw.uniform(0.0, 2.0 * mean_s)
 
@@ -156,7 +143,7 @@ def learn_host(
 
     `simulated` answers with the means of the same parts. Each difference is laid to the delay that it comes from.
     """
-    delays = [Delays(one.means.queued_s / 4, one.means.claimed_s / 4, 0.0) for one in parts]
+    delays = [Delays(one.means.queued_s / 4, one.means.claimed_s / 4) for one in parts]
     for _ in range(NUM_ROUNDS):
         found = simulated(LearnedHost(beside, parts, delays))
         delays = [
@@ -169,8 +156,7 @@ def _corrected(known: Delays, part: Part, simulated: Means) -> Delays:
     measured = part.means
     news_s = known.news_s + DAMPING * (measured.queued_s - simulated.queued_s)
     answer_s = known.answer_s + DAMPING * (measured.claimed_s - simulated.claimed_s)
-    turn_s = known.turn_s + DAMPING * (simulated.prefill_s - measured.prefill_s)
-    return Delays(max(0.0, news_s), max(0.0, answer_s), min(max(0.0, turn_s), part.max_turn_s))
+    return Delays(max(0.0, news_s), max(0.0, answer_s))
 
 
 def middle_mean(values: Sequence[float]) -> float:

@@ -34,13 +34,12 @@ MOST_URGENT = "high"  # waits least for a slot: what it waits for is on its way
 
 
 class Stages(NamedTuple):
-    """One request's first token at the worker, seconds."""
+    """One request's ways to the worker, seconds: queued until claimed, claimed until its first step."""
 
     sent_s: float
     class_id: str
     queued_s: float
     claimed_s: float
-    prefill_s: float
 
 
 class Predicted(NamedTuple):
@@ -124,7 +123,7 @@ def measured_stages(recording: Recording, run: Run) -> list[Stages]:
         known = [value for value in queued if value is not None]
         if len(known) == 2:
             claimed_s = parts[0] + parts[1] - sum(known) - UNTOLD_S
-            found.append(Stages(one.sent_s, classes[one.index], known[1], claimed_s, parts[2]))
+            found.append(Stages(one.sent_s, classes[one.index], known[1], claimed_s))
     return found
 
 
@@ -132,20 +131,10 @@ def simulated_stages(run: Run, outcomes: Iterable[Outcome]) -> list[Stages]:
     """Of the requests that were served."""
     found = []
     for seen, one in zip(run.seen, outcomes, strict=True):
-        instants = (one.claimed_at, one.first_scheduled_at, one.first_token_at)
-        known = [at for at in instants if at is not None]
-        if one.refused or len(known) < len(instants):
+        if one.refused or one.claimed_at is None or one.first_scheduled_at is None:
             continue
-        claimed_at, scheduled_at, first_at = known
-        found.append(
-            Stages(
-                seen.sent_s,
-                one.request.class_id,
-                claimed_at - one.arrived_at - one.request.enqueue_s,
-                scheduled_at - claimed_at,
-                first_at - scheduled_at,
-            )
-        )
+        queued_s = one.claimed_at - one.arrived_at - one.request.enqueue_s
+        found.append(Stages(seen.sent_s, one.request.class_id, queued_s, one.first_scheduled_at - one.claimed_at))
     return found
 
 
@@ -155,13 +144,7 @@ def means_of(stages: Sequence[Stages], part_s: float) -> list[Means]:
     for part in range(len(LEARNING_RATES)):
         mine = [one for one in stages if part_of(one.sent_s, part_s) == part and is_settled(one.sent_s, part_s)]
         urgent = [one for one in mine if one.class_id == MOST_URGENT]
-        found.append(
-            Means(
-                _middle(urgent, lambda one: one.queued_s),
-                _middle(urgent, lambda one: one.claimed_s),
-                _middle(urgent, lambda one: one.prefill_s),
-            )
-        )
+        found.append(Means(_middle(urgent, lambda one: one.queued_s), _middle(urgent, lambda one: one.claimed_s)))
     return found
 
 
@@ -176,8 +159,7 @@ def learned_parts(recording: Recording, part_s: float) -> list[Part]:
         messages = messages_between(recording, part * part_s + SETTLING_S, (part + 1) * part_s)
         num_steps = max(1, sum(one.num_steps for one in messages))
         num_rows = sum(num_decoded(recording.learning, one) for one in messages) / num_steps
-        step_s = sum(one.interval_s for one in messages) / num_steps
-        found.append(Part(num_rows, means, step_s if recording.num_in_flight > 1 else 0.0))
+        found.append(Part(num_rows, means))
     return found
 
 

@@ -27,7 +27,3 @@ class Host:
     def beside_s(self, num_rows: int) -> float:
         """What a step takes beyond the device's own time, which is all that a cost model learns."""
         return 0.0
-
-    def turn_s(self, num_rows: int) -> float:
-        """From a step's end until the loop has taken news and plans the next."""
-        return 0.0

@@ -324,7 +324,6 @@ class _Worker:
         self._asking: set[str] = set()
         self._polling = False
         self._progress_at = 0.0
-        self._in_turn = False
         self.num_rows = 0
 
     def hear(self, header: SequenceHeader) -> None:
@@ -347,7 +346,7 @@ class _Worker:
     def kick(self) -> None:
         """Claim what would start, then launch as many steps as may be in flight."""
         simulation, now = self._simulation, self._simulation.now
-        if self._in_turn or self._outstanding >= simulation.depth:
+        if self._outstanding >= simulation.depth:
             return
         self._claim(now)
         while self._outstanding < simulation.depth and (plan := self._scheduler.plan_step(now)) is not None:
@@ -385,14 +384,6 @@ class _Worker:
         simulation.history.num_steps += 1
         applied = self._scheduler.apply_result(simulation.result(plan, duration_s), simulation.now)
         simulation.note_applied(applied)
-        if turn_s := simulation.host.turn_s(self.num_rows):
-            self._in_turn = True
-            simulation.at(simulation.now + turn_s, self._turned)
-        else:
-            self.kick()
-
-    def _turned(self) -> None:
-        self._in_turn = False
         self.kick()
 
     def _poll(self, now: float) -> None:

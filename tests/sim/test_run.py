@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -185,13 +184,6 @@ class Slow(Host):
         return 0.005
 
 
-class Thoughtful(Host):
-    """Everything is at once, but that the loop plans 3 ms after a step's end."""
-
-    def turn_s(self, num_rows: int) -> float:
-        return 0.003
-
-
 def test_a_hosts_ways_delay_the_claim_and_then_the_first_step() -> None:
     (outcome,) = run("tidegate", [Request(1.0, 100, 4, "low")], mirrored=True, host=Slow()).outcomes
     assert (outcome.claimed_at, outcome.first_scheduled_at) == pytest.approx((1.03, 1.07), abs=0.002)
@@ -205,18 +197,6 @@ def test_what_a_step_takes_beside_the_device_delays_tokens_but_is_not_learned() 
     (far,) = Simulation(requests, [slow], [H200_1B], options).run().outcomes
     assert (far.tpot_s or 0.0) - (near.tpot_s or 0.0) == pytest.approx(0.005)
     assert slow.cost_model.to_dict() == plain.cost_model.to_dict()
-
-
-@pytest.mark.parametrize(("in_flight", "later_s"), [(1, 0.003), (2, 0.0)])
-def test_the_loops_turn_delays_tokens_only_where_no_other_step_is_in_flight(in_flight: int, later_s: float) -> None:
-    requests = [Request(0.0, 100, 11, "low")]
-    cost = StepCost(base_s=0.01)
-    capacity, tpots = replace(SMALL, max_in_flight_steps=in_flight), []
-    for host in (Host(0.0), Thoughtful(0.0)):
-        options = Options(mirrored=True, in_flight=in_flight, known_lengths=True, host=host)
-        history = Simulation(requests, [Scheduler(POLICY, capacity)], [cost], options).run()
-        tpots.append(history.outcomes[0].tpot_s or 0.0)
-    assert tpots[1] - tpots[0] == pytest.approx(later_s, abs=1e-6)
 
 
 def test_a_request_waits_in_the_queue_only_once_it_is_there() -> None:
