@@ -98,6 +98,9 @@ def _options() -> argparse.Namespace:
         if name in ("vtc", "azure"):
             known = COMPARED[name]
             command.add_argument("--schedulers", nargs="+", choices=known, default=known, help="only these")
+        if name == "vtc":
+            text = "baselines: prompts in steps of their own after so many of decodes; the artifact: 10"
+            command.add_argument("--decodes-between", type=int, default=0, help=text)
         if name == "limit":
             command.add_argument("--burst", type=int, default=0, help="so many more at 150 s; refuses nobody")
             command.add_argument("--low-from", type=float, default=inf, help="from then on all requests are of low")
@@ -134,6 +137,7 @@ def _vtc_rows(options: argparse.Namespace) -> Iterator[Row]:
         setup = Setup(
             trace=trace, policies={"arena": policy}, schedulers=(), cost=perturbed(VTC_ARENA, PERTURBED_BY, seed),
             num_slots=256, kv_tokens=10_000, block_size=1, known_lengths=True, admission=False,
+            decodes_between=options.decodes_between,
         )  # fmt: skip
         for name in options.schedulers:
             history = simulate(setup, name, policy, trace, _bar(name, seed))

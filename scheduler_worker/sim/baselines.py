@@ -200,13 +200,18 @@ class _CounterQueue:
 
 @dataclass(frozen=True, slots=True)
 class BaselineOptions:
-    """What a baseline may be told. `queue_bound` refuses (or, with `displace`, throws out the worst) beyond it."""
+    """What a baseline may be told. `queue_bound` refuses (or, with `displace`, throws out the worst) beyond it.
+
+    `decodes_between`: prompts are computed in steps of their own, and only after at least so many decode steps, as
+    the VTC artifact's engine does; 0: they join the decodes in any step.
+    """
 
     known_lengths: bool = False
     queue_bound: int | None = None
     displace: bool = False
     max_num_batched_tokens: int = 2048
     max_chunk_tokens: int = 512
+    decodes_between: int = 0
 
 
 @dataclass(slots=True)
@@ -234,6 +239,7 @@ class BaselineScheduler:
         self._free_slots = list(range(capacity.num_slots))
         self._step = 0
         self._in_flight: StepPlan | None = None
+        self._num_decodes = 0
         self._books = _Books()
 
     def _make_queue(self, name: str) -> _Queue:
@@ -292,12 +298,24 @@ class BaselineScheduler:
             return None
         draft = _Draft(self._free_blocks, self._options.max_num_batched_tokens)
         books = _Books()
-        running = self._serve_running(draft, books)
-        self._start_waiting(draft, books, running)
+        if self._options.decodes_between:
+            self._plan_apart(draft, books)
+        else:
+            self._start_waiting(draft, books, self._serve_running(draft, books))
         if not draft.chunks:
             return None
         self._books = books
         return StepPlan(self._step, 0, now, tuple(draft.chunks), shape=self._shape(draft))
+
+    def _plan_apart(self, draft: _Draft, books: _Books) -> None:
+        """New prompts alone if it is their turn and any has room, else the running sequences."""
+        if not self._running or self._num_decodes >= self._options.decodes_between:
+            self._start_waiting(draft, books, self._running)
+        if draft.chunks:
+            self._num_decodes = 0
+        else:
+            self._serve_running(draft, books)
+            self._num_decodes += 1
 
     def _serve_running(self, draft: _Draft, books: _Books) -> list[_Running]:
         running = sorted((one for one in self._running if not one.done), key=lambda one: one.key)

@@ -28,7 +28,8 @@ class UsageError(ValueError):
 
 @dataclass(frozen=True)
 class Setup:
-    """Everything one comparison needs. `kv_tokens` is the size of a worker's KV cache."""
+    """Everything one comparison needs. `kv_tokens` is the size of a worker's KV cache; `decodes_between` is a
+    baseline's, see `BaselineOptions`."""
 
     trace: Sequence[Request]
     policies: dict[str, Policy]
@@ -48,6 +49,7 @@ class Setup:
     split: str = ""
     admission: bool = True
     seed: int = 0
+    decodes_between: int = 0
 
     def __post_init__(self) -> None:
         baselines = [name for name in self.schedulers if name != "tidegate"]
@@ -153,6 +155,7 @@ def _make(setup: Setup, name: str, policy: Policy, capacity: Capacity) -> Schedu
         displace=setup.displace,
         max_num_batched_tokens=policy.step.max_num_batched_tokens,
         max_chunk_tokens=policy.step.max_chunk_tokens,
+        decodes_between=setup.decodes_between,
     )
     make = StaticScheduler if name == "static" else BaselineScheduler
     return make(name, policy, capacity, options)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import groupby
 from random import Random
 from typing import Any
 
 import pytest
 
-from scheduler_worker.core.plan import Capacity, Event, EventKind
+from scheduler_worker.core.plan import Capacity, Event, EventKind, StepPlan
 from scheduler_worker.core.policy import Policy, default_policy
 from scheduler_worker.core.scheduler import Scheduler, SchedulerVerbs
 from scheduler_worker.sim.baselines import BaselineOptions, BaselineScheduler, StaticScheduler
@@ -73,6 +74,28 @@ def test_two_workers_lose_races_and_finish_sooner_than_one() -> None:
     alone, together = run("fcfs", requests), run("fcfs", requests, workers=2)
     assert together.lost_races > 0
     assert together.makespan_s < 0.7 * alone.makespan_s
+
+
+class Noting(BaselineScheduler):
+    """Notes of each step how many rows decode and how many prompt tokens are computed."""
+
+    def begin(self, plan: StepPlan) -> None:
+        self.shapes.append((plan.shape.num_decode_rows, plan.shape.num_prefill_tokens))
+        super().begin(plan)
+
+
+@pytest.mark.parametrize("known_lengths", [True, False])
+def test_prompts_apart_wait_for_so_many_decode_steps_and_share_none(known_lengths: bool) -> None:
+    requests = traffic(150)
+    scheduler = Noting("fcfs", POLICY, SMALL, BaselineOptions(known_lengths=known_lengths, decodes_between=5))
+    scheduler.shapes = []
+    options = Options(max_tokens=64, known_lengths=known_lengths)
+    history = Simulation(requests, [scheduler], [H200_1B], options).run()
+    assert [one.num_output_tokens for one in history.outcomes] == [one.num_output_tokens for one in requests]
+    assert not any(rows and prompts for rows, prompts in scheduler.shapes)
+    gaps = [len(list(group)) for is_decode, group in groupby(scheduler.shapes, lambda one: one[0] > 0) if is_decode]
+    assert min(gaps[:-1]) >= 5
+    assert len(gaps) > 10
 
 
 def test_continuous_batching_beats_static_batches() -> None:
