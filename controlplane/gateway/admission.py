@@ -62,14 +62,16 @@ class Admission:
         if not self._view.has_worker:
             # Without a time to come back: nobody knows it.
             raise Unavailable(self._view.why_no_worker(), code="no_worker")
-        ask = self.forecast.ask(rules.id, sized.num_prompt_tokens, sized.max_tokens)
+        block_size = self._view.block_size
+        hashes = sized.hashes(block_size)
+        ask = self.forecast.ask(rules.id, sized.num_prompt_tokens, sized.max_tokens, hashes, block_size or 1)
         cost = core.request_cost(policy, ask)
         try:
             await self._check_quota(key, rules, sized)
             await self._check_queue(key, policy, rules, request_id, sized, ask, cost)
         except RedisError as error:
             raise Unavailable(NO_ANSWER, code="no_queue", retry_after_s=1.0) from error
-        self.forecast.accepted(ask, cost, time.perf_counter())
+        self.forecast.accepted(ask, cost, time.perf_counter(), hashes)
         self._arrived(key, rules, sized, "accepted")
         return cost
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 import msgspec
@@ -28,6 +28,7 @@ class Sized:
 
     token_ids: list[int]
     sampling: SamplingParams
+    _hashes: dict[int, tuple[int, ...]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -43,7 +44,11 @@ class Sized:
 
     def hashes(self, block_size: int | None) -> tuple[int, ...]:
         """The prompt's block hashes, where a worker said how large its blocks are."""
-        return block_hashes(self.token_ids, block_size) if block_size else ()
+        if not block_size:
+            return ()
+        if block_size not in self._hashes:
+            self._hashes[block_size] = block_hashes(self.token_ids, block_size)
+        return self._hashes[block_size]
 
 
 async def measure(asked: Asked, model: TextModel, rules: ClassPolicy, context: int) -> Sized:

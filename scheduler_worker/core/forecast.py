@@ -6,6 +6,7 @@ of what the other doors see. Times are readings of one clock, in seconds.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import exp
@@ -24,6 +25,7 @@ MIN_AGE_S: Final = 1.0
 SIZE_WEIGHT: Final = 0.02
 HALFWAY: Final = 0.5
 FIRST_PROMPT_TOKENS: Final = 256.0
+CACHED_SHARE: Final = 0.5
 
 
 class Waiting(NamedTuple):
@@ -104,6 +106,31 @@ class Progress:
         return HALFWAY - share
 
 
+class Prefixes:
+    """Blocks of prompts that came of late, by hash: what the workers are expected to hold still.
+
+    A block is expected to be there once as many requests have brought it as there are workers, since any of them may
+    take the next. Beyond `CACHED_SHARE` of what the smallest worker holds, those brought longest ago are forgotten.
+    """
+
+    def __init__(self) -> None:
+        self._times: OrderedDict[int, int] = OrderedDict()
+
+    def bring(self, hashes: Sequence[int], num_blocks: int) -> None:
+        """A request with these blocks came in; a worker holds so many."""
+        for one in hashes:
+            self._times[one] = self._times.pop(one, 0) + 1
+        while len(self._times) > CACHED_SHARE * num_blocks:
+            self._times.popitem(last=False)
+
+    def num_expected(self, hashes: Sequence[int], num_workers: int) -> int:
+        """How many of these blocks, from the first on, a worker need not compute."""
+        for place, one in enumerate(hashes):
+            if self._times.get(one, 0) < num_workers:
+                return place
+        return len(hashes)
+
+
 NOTHING: Final = ArrivalRate()
 """Of a class that nobody has asked for."""
 
@@ -123,10 +150,15 @@ class Forecast:
         self._back_at: dict[str, float] = {}
         self._num_accepted = 0
         self._progress = Progress()
+        self._prefixes = Prefixes()
+        self._num_workers, self._num_kv_tokens, self._block_size = 1, 0, 1
         self._mean = admission.MeanRequest(FIRST_PROMPT_TOKENS, FIRST_PROMPT_TOKENS, FIRST_PROMPT_TOKENS)
 
-    def accepted(self, ask: admission.Ask, cost: float, now: float) -> None:
-        """A request came in."""
+    def accepted(
+        self, ask: admission.Ask, cost: float, now: float, block_hashes: Sequence[int] = ()
+    ) -> None:
+        """A request came in, with these full blocks of prompt."""
+        self._prefixes.bring(block_hashes, self._num_kv_tokens // self._block_size)
         self._accepted.setdefault(ask.class_id, ArrivalRate(self._opened_at)).add(cost, now)
         self._num_accepted += 1
         weight, mean = max(SIZE_WEIGHT, 1.0 / self._num_accepted), self._mean
@@ -141,11 +173,24 @@ class Forecast:
         """An answer ended by itself or by its limit."""
         self._lengths.setdefault(class_id, OutputLengths()).observe(num_output_tokens)
 
-    def ask(self, class_id: str, num_prompt_tokens: int, max_tokens: int) -> admission.Ask:
-        """The request as admission sees it, with the answer that is to be expected."""
+    def ask(
+        self,
+        class_id: str,
+        num_prompt_tokens: int,
+        max_tokens: int,
+        block_hashes: Sequence[int] = (),
+        block_size: int = 1,
+    ) -> admission.Ask:
+        """The request as admission sees it, with the answer and the cached part of its prompt that are to be expected.
+
+        A prompt's last token is always computed, and so its block.
+        """
         lengths = self._lengths.setdefault(class_id, OutputLengths())
         mean, most = lengths.mean(max_tokens), lengths.expected(max_tokens)
-        return admission.Ask(class_id, num_prompt_tokens, mean, num_long_tokens=most)
+        self._block_size = block_size
+        usable = block_hashes[: max(0, num_prompt_tokens - 1) // block_size]
+        num_cached = block_size * self._prefixes.num_expected(usable, self._num_workers)
+        return admission.Ask(class_id, num_prompt_tokens, mean, num_cached, most)
 
     def decide(
         self,
@@ -161,10 +206,13 @@ class Forecast:
 
         `num_running` requests hold a row of a worker.
         """
+        self._num_workers = max(1, len(workers))
+        self._num_kv_tokens = min((one.num_kv_tokens for one in workers), default=0)
         cost = admission.request_cost(policy, ask)
         self._offered.setdefault(ask.class_id, ArrivalRate(self._opened_at)).add(cost, now)
         supply = self._supply(policy, policy.find(ask.class_id), workers, num_running, now)
-        prefill_s = min((one.cost_model.prefill_s(ask.num_prompt_tokens) for one in workers), default=0.0)
+        num_fresh = ask.num_prompt_tokens - ask.num_cached_tokens
+        prefill_s = min((one.cost_model.prefill_s(num_fresh) for one in workers), default=0.0)
         demands = self._demands(policy, policy.find(ask.class_id), load, num_doors, now)
         answer = admission.decide(policy, ask, demands, supply, prefill_s)
         return self._in_turn(policy, ask, answer, num_doors, now) if isinstance(answer, admission.Refused) else answer

@@ -25,6 +25,7 @@ class SimulatedAdmission:
         self._running: set[str] = set()
         self._reserved: dict[str, tuple[str, float]] = {}
         capacities = [capacity] * len(schedulers) if isinstance(capacity, Capacity) else capacity
+        self._block_size = capacities[0].block_size
         self._workers = [
             WorkerCapacity(size.num_slots, size.num_blocks * size.block_size, one.cost_model)
             for one, size in zip(schedulers, capacities, strict=True)
@@ -40,14 +41,16 @@ class SimulatedAdmission:
         if isinstance(decision, Refused):
             return decision.retry_after_s
         cost = request_cost(self._policy, ask)
-        self._forecast.accepted(ask, cost, now)
+        self._forecast.accepted(ask, cost, now, header.block_hashes)
         self._reserved[header.seq_id] = (class_id, cost)
         self._change(class_id, 1, cost)
         return None
 
     def ask(self, header: SequenceHeader, class_id: str) -> Ask:
         """What is expected of the request; an oracle would know."""
-        return self._forecast.ask(class_id, header.num_prompt_tokens, header.max_tokens)
+        return self._forecast.ask(
+            class_id, header.num_prompt_tokens, header.max_tokens, header.block_hashes, self._block_size
+        )
 
     def claimed(self, seq_ids: Iterable[str]) -> None:
         """Workers took these; they wait no more."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from scheduler_worker.core.admission import (
@@ -259,3 +261,58 @@ def test_a_bound_reckons_with_a_burst_that_has_just_begun_to_run_and_an_objectiv
     mean, each = MeanRequest(256.0, 256.0, 256.0), request_cost(policy, Ask("low", 256, 256))
     supply = supply_for(policy, policy.find("low"), [WORKER], mean, 8)
     assert waits_s[1] - waits_s[0] == pytest.approx(share * 8 * each / supply.rate)
+
+
+HASHES = tuple(range(100, 110))
+"""Of a prompt of 160 tokens and a few more."""
+
+
+def cached_of(forecast: Forecast, num_tokens: int = 165, hashes: tuple[int, ...] = HASHES) -> int:
+    return forecast.ask("low", num_tokens, 50, hashes, 16).num_cached_tokens
+
+
+def brought(times: int, num_workers: int = 1, num_kv_tokens: int = 100_000) -> Forecast:
+    forecast, worker = Forecast(), replace(WORKER, num_kv_tokens=num_kv_tokens)
+    for number in range(times):
+        ask = forecast.ask("low", 165, 50, HASHES, 16)
+        forecast.decide(default_policy(), ask, {}, [worker] * num_workers, 1, float(number))
+        forecast.accepted(ask, 1.0, float(number), HASHES)
+    return forecast
+
+
+def test_a_prompt_that_came_before_is_expected_to_be_cached() -> None:
+    assert (cached_of(brought(0)), cached_of(brought(1))) == (0, 160)
+
+
+def test_a_prompts_last_token_is_computed_and_so_its_block() -> None:
+    assert [cached_of(brought(1), num_tokens) for num_tokens in (160, 161)] == [144, 160]
+
+
+def test_only_the_common_beginning_is_expected_to_be_cached() -> None:
+    assert cached_of(brought(1), hashes=(*HASHES[:3], 7, *HASHES[4:])) == 48
+
+
+@pytest.mark.parametrize(("times", "num_cached"), [(1, 0), (2, 0), (3, 160)])
+def test_with_three_workers_a_prefix_is_expected_everywhere_once_it_came_three_times(
+    times: int, num_cached: int
+) -> None:
+    assert cached_of(brought(times, num_workers=3)) == num_cached
+
+
+def test_prefixes_beyond_half_of_a_workers_memory_are_forgotten_the_oldest_first() -> None:
+    """20 blocks: ten are remembered."""
+    forecast = brought(1, num_kv_tokens=320)
+    forecast.accepted(ASK, 1.0, 1.0, (1, 2, 3))
+    assert cached_of(forecast) == 0  # its first block is gone
+    assert cached_of(forecast, hashes=(1, 2, 3)) == 48
+
+
+def test_a_cached_prompt_costs_less_and_is_expected_sooner() -> None:
+    forecast, policy = brought(1), default_policy()
+    worker = replace(WORKER, cost_model=CostModel({"base_s": 0.01, "prefill_token_s": 0.001}))
+    fresh, cached = (forecast.ask("low", 165, 50, hashes, 16) for hashes in ((), HASHES))
+    answers = [forecast.decide(policy, one, {}, [worker], 1, 5.0) for one in (fresh, cached)]
+    saved = policy.fairness.prompt_token_cost - policy.fairness.cached_token_cost
+    assert request_cost(policy, fresh) - request_cost(policy, cached) == pytest.approx(160 * saved)
+    assert all(isinstance(one, Admitted) for one in answers)
+    assert answers[0].ttft_s - answers[1].ttft_s > 0.1

@@ -16,6 +16,7 @@ from controlplane.common.redis import run_sync
 from controlplane.gateway.requests import LOST
 from controlplane.inference.models import InferenceRequest
 from controlplane.tenants.selectors import find_key
+from scheduler_worker.core.policy import default_policy
 from scheduler_worker.protocol import keys, scripts
 from scheduler_worker.protocol.messages import FrameRow, GatewayTelemetry
 from scheduler_worker.protocol.telemetry import read_fields
@@ -110,6 +111,20 @@ def test_the_row_has_the_gateways_times_and_the_workers_breakdown(client: openai
     assert 0 < row.ttft_s < row.e2e_s < 5
     assert row.tpot_s * (row.num_output_tokens - 1) == pytest.approx(row.e2e_s - row.ttft_s, rel=0.01)
     assert (row.queue_s, row.prefill_s, row.num_cached_tokens) == (0.001, 0.002, 4)
+
+
+def test_a_prompt_that_came_before_is_reckoned_as_cached(client: openai.OpenAI, worker: ScriptedWorker) -> None:
+    """What a request is expected to cost: its full blocks are not computed twice, another prompt's are."""
+    for text in ("tides " * 60, "tides " * 60, "gates " * 60):
+        client.completions.create(model=MODEL_NAME, prompt=text, max_tokens=5)
+    first, again, other = worker.headers
+    assert first.block_hashes == again.block_hashes != other.block_hashes
+    prices = default_policy().fairness
+    saved = 16 * ((first.num_prompt_tokens - 1) // 16) * (prices.prompt_token_cost - prices.cached_token_cost)
+    assert saved > 0
+    assert first.cost - again.cost == pytest.approx(saved)
+    answers = [one.cost - one.num_prompt_tokens * prices.prompt_token_cost for one in (first, other)]
+    assert answers[0] == pytest.approx(answers[1])
 
 
 def test_parameters_are_recorded_without_the_prompt(client: openai.OpenAI) -> None:
