@@ -115,8 +115,10 @@ def test_a_worker_says_who_waits_and_why(fleet: Fleet) -> None:
     fleet.client.wait_for_tokens("r1", 30)
     shown = wait_until(lambda: [t for t in fleet.client.telemetry() if decoding(t) == 2], "two rows")[-1]
     (load,) = [one for one in shown.classes if one.class_id == "high"]
-    told = {one.tenant: (one.num_waiting, one.num_running, one.reason, one.share_due) for one in load.tenants}
-    assert told == dict.fromkeys("ab", (1, 1, "all_slots", 0.5))
+    told = {one.tenant: (one.num_waiting, one.num_running, one.share_due) for one in load.tenants}
+    assert told == dict.fromkeys("ab", (1, 1, 0.5))
+    reasons = {one.reason for one in load.tenants}
+    assert "all_slots" in reasons <= {"all_slots", "claimed"}  # claimed: it became urgent while slots were free
     assert sum(one.recent_tokens for one in load.tenants) == load.recent_tokens > 0
 
 
