@@ -67,12 +67,12 @@ def observed(
     the page again."""
     begun_at = time.perf_counter()
     operator.publish(calm, "Six slots, nobody yields, nobody is refused")
+    page = ui.open_page(browser)  # from now on: it takes time of the model's cores as well
+    page.context.add_cookies(operator.cookies())
+    page.goto(f"{system.info['url']}/live")
     first, second = (clients.run(plan(NUMS, NUM_TOKENS, MEAN_GAP_S, seed=7)) for _ in range(2))
     objectives = {class_id: telling(class_id, second) for class_id in NUMS}
     version = operator.publish(partial(promise, objectives), "Objectives that some of such requests miss")
-    page = ui.open_page(browser)
-    page.context.add_cookies(operator.cookies())
-    page.goto(f"{system.info['url']}/live")
     wait_until(lambda: is_judged_by(live_figures.read(page), version), 20)
     streams = clients.run(plan(NUMS, NUM_TOKENS, MEAN_GAP_S, seed=7))
     seen = Observed(version, streams, objectives)

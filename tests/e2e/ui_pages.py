@@ -51,7 +51,8 @@ def sign_in(page: Page, url: str, username: str, password: str) -> None:
 
 
 def wait_until_live(page: Page) -> None:
-    page.locator("[data-testid=live-pill]", has_text="Live,").wait_for()
+    """Also where a gateway has just been killed, and another takes over what it folded."""
+    page.locator("[data-testid=live-pill]", has_text="Live,").wait_for(timeout=60_000)
 
 
 def figure(page: Page, name: str) -> float | None:
