@@ -71,15 +71,25 @@ class Follower(HelperThread):
     def _read(self) -> int:
         reply: Any = self._client.xread({self._changes: self._cursor}, count=MAX_ENTRIES, block=BLOCK_MS)
         entries = _entries(reply)
-        changes = [change for _, fields in entries if (change := _change(fields)) is not None]
-        queue = tuple([one for one in changes if one.op is not ChangeOp.POLICY])
-        if queue:
-            self._inbox.put(QueueChanged(queue))
-        if len(queue) < len(changes):
+        queue: list[Change] = []
+        for _, fields in entries:
+            change = _change(fields)
+            if change is None:
+                continue
+            if change.op is not ChangeOp.POLICY:
+                queue.append(change)
+                continue
+            self._tell(queue)  # in their order: what follows may be of a class that this policy adds
+            queue = []
             self._fetch_policy()
+        self._tell(queue)
         if entries:
             self._cursor = entries[-1][0].decode()
         return len(entries)
+
+    def _tell(self, changes: list[Change]) -> None:
+        if changes:
+            self._inbox.put(QueueChanged(tuple(changes)))
 
     def _fetch_policy(self) -> None:
         data: Any = self._client.get(keys.POLICY.of(self._pool))
