@@ -190,9 +190,7 @@ class State:
 
     def hold(self, sequence: Sequence, blocks: tuple[int, ...], num_hits: int = 0) -> None:
         """Append blocks to the sequence's table."""
-        if sequence.promised_blocks > len(sequence.blocks):
-            kept = sequence.promised_blocks - len(sequence.blocks)
-            self.pool.num_promised -= min(kept, len(blocks))
+        self.pool.num_promised -= min(_gap(sequence), len(blocks))
         self.pool.hold(blocks, num_hits)
         sequence.blocks.extend(blocks)
 
@@ -200,9 +198,7 @@ class State:
         """Append blocks, of which nothing is known, to the tables of these sequences."""
         num_kept = 0
         for sequence, blocks in grown:
-            num_promised = sequence.promised_blocks - len(sequence.blocks)
-            if num_promised > 0:
-                num_kept += min(num_promised, len(blocks))
+            num_kept += min(_gap(sequence), len(blocks))
             sequence.blocks.extend(blocks)
         self.pool.num_promised -= num_kept
         self.pool.hold([block for _, blocks in grown for block in blocks])

@@ -21,6 +21,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Final, TypeAlias
 
 import msgspec
@@ -270,14 +271,13 @@ class CourierProcess:
         """Carry out what is ordered, give back all claims, end the lease. Gives up after `timeout_s`."""
         self._order(Leave(timeout_s))
         ends_at = time.monotonic() + timeout_s + 2 * transport.SOCKET_TIMEOUT_S
-        while self._process.poll() is None:
-            if time.monotonic() >= ends_at:
-                self._process.kill()
-                self._process.wait()
-                return
-            self.wait(LOOK_EVERY_S)
+        while time.monotonic() < ends_at:
             deque(self.news(), maxlen=0)  # it must not wait for us to read
-            time.sleep(LOOK_EVERY_S)
+            with suppress(subprocess.TimeoutExpired):
+                self._process.wait(LOOK_EVERY_S)
+                return
+        self._process.kill()
+        self._process.wait()
 
     def _order(self, order: Claim | Publish | Renew | Leave) -> None:
         """What the courier counts when it is done."""
