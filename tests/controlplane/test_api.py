@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from django.conf import global_settings
 from django.contrib.auth.models import User
 from django.test import override_settings
 from rest_framework.test import APIClient
@@ -50,6 +51,15 @@ def test_nobody_has_an_empty_name_and_a_token(anonymous: APIClient, db: None) ->
 
 def test_an_operator_signs_in(anonymous: APIClient, operator: User) -> None:
     assert sign_in(anonymous).json()["name"] == "Ada Lovelace"
+
+
+@override_settings(PASSWORD_HASHERS=global_settings.PASSWORD_HASHERS)
+def test_a_password_is_kept_and_known_again_by_the_installations_slow_hasher(
+    anonymous: APIClient, db: None
+) -> None:
+    user = User.objects.create_superuser("ada", password=PASSWORD)
+    assert user.password.startswith("pbkdf2_sha256$")
+    assert sign_in(anonymous).status_code == 200
 
 
 def test_the_session_says_who_may_only_look(anonymous: APIClient, operator: User, viewer: User) -> None:
