@@ -1,6 +1,8 @@
 """Runs every check and test of the project, one step after the other, and ends with a summary.
 
 `bin/test` sets up the checkout and then becomes this process. A failed step does not hide the next one's.
+The Python tests run as two processes at once, each with servers of its own: one computes, the other mostly
+waits for servers and workers.
 """
 
 from __future__ import annotations
@@ -9,10 +11,12 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from queue import SimpleQueue
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
@@ -22,16 +26,25 @@ from _test_options import parser
 
 ROOT = Path(__file__).resolve().parent.parent
 PYTEST = (sys.executable, "-m", "pytest", "-q", "-rs", "--durations=10")
+BESIDE = tuple(
+    f"tests/{part}"
+    for part in ("bootstrap", "controlplane", "core", "embedded", "engine", "protocol", "sim", "telemetry")
+)
+STOP_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
 class Step:
-    """Commands that are one line of the summary; the later ones run even if an earlier one failed."""
+    """Commands that are one line of the summary; the later ones run even if an earlier one failed.
+
+    `at_once`: they run at the same time, and the output of each is shown after that of the one before.
+    """
 
     name: str
     commands: tuple[tuple[str, ...], ...]
     cwd: Path = ROOT
     env: Mapping[str, str] = field(default_factory=dict)
+    at_once: bool = False
 
 
 @dataclass
@@ -41,6 +54,35 @@ class Outcome:
     elapsed_s: float
     num_passed: int = 0
     num_failed: int = 0
+
+
+class Running:
+    """A command under way. Its output is read as it comes, and kept until it is shown."""
+
+    def __init__(self, command: tuple[str, ...], cwd: Path, env: Mapping[str, str]) -> None:
+        self._command = command
+        self._lines: SimpleQueue[str | None] = SimpleQueue()
+        self.process = subprocess.Popen(  # by the main thread: the kernel ends it with the thread that started it
+            command, cwd=cwd, env=env, stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+            preexec_fn=end_with_parent(),
+        )  # fmt: skip
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def show(self, outcome: Outcome) -> None:
+        """Show the output up to its end, and count the tests that its closing line tells."""
+        words = (Path(part).name if part.startswith("/") else part for part in self._command)
+        print(f"$ {' '.join(words)}", flush=True)
+        while (line := self._lines.get()) is not None:
+            sys.stdout.write(line)
+            sys.stdout.flush()
+            count_tests(ANSI_STYLE.sub("", line), outcome)
+        outcome.is_ok &= self.process.wait() == 0
+
+    def _read(self) -> None:
+        for line in self.process.stdout or ():
+            self._lines.put(line)
+        self._lines.put(None)
 
 
 def tool(name: str, *arguments: str) -> tuple[str, ...]:
@@ -57,9 +99,15 @@ def steps() -> list[Step]:
         Step("imports", (tool("lint-imports"),)),
         Step("containers", (tool("check-jsonschema", *compose), tool("hadolint", "Dockerfile"))),
         Step("frontend", tuple(npm), ROOT / "frontend", {"NO_COLOR": "1", "CI": "true"}),
-        Step("python", ((*PYTEST, "-m", "not browser"),)),
+        Step("python", python_tests(), at_once=True),
         Step("browser", ((*PYTEST, "-m", "browser"),)),
     ]
+
+
+def python_tests() -> tuple[tuple[str, ...], ...]:
+    """Whatever is not named runs in the first, so that no test is left out."""
+    without_browser = (*PYTEST, "-m", "not browser")
+    return (*without_browser, *(f"--ignore={path}" for path in BESIDE)), (*without_browser, *BESIDE)
 
 
 def run_step(step: Step) -> Outcome:
@@ -68,8 +116,8 @@ def run_step(step: Step) -> Outcome:
     outcome = Outcome(step.name, is_ok=True, elapsed_s=0.0)
     try:
         env = {**os.environ, **step.env, **(_chromium.ensure(ROOT) if step.name == "browser" else {})}
-        for command in step.commands:
-            run_command(command, step.cwd, env, outcome)
+        for commands in [step.commands] if step.at_once else [(one,) for one in step.commands]:
+            run_at_once(commands, step.cwd, env, outcome)
     except StepError as error:
         print(f"error: {error}", flush=True)
         outcome.is_ok = False
@@ -77,24 +125,22 @@ def run_step(step: Step) -> Outcome:
     return outcome
 
 
-def run_command(command: tuple[str, ...], cwd: Path, env: Mapping[str, str], outcome: Outcome) -> None:
-    """Show the command's output as it comes, and count the tests that its closing line tells."""
-    print(f"$ {' '.join(Path(part).name if part.startswith('/') else part for part in command)}", flush=True)
-    process = subprocess.Popen(
-        command, cwd=cwd, env=env, stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-        preexec_fn=end_with_parent(),
-    )  # fmt: skip
+def run_at_once(
+    commands: tuple[tuple[str, ...], ...], cwd: Path, env: Mapping[str, str], outcome: Outcome
+) -> None:
+    """Run the commands beside each other; none outlives an interruption."""
+    running: list[Running] = []
     try:
-        for line in process.stdout or ():
-            sys.stdout.write(line)
-            sys.stdout.flush()
-            count_tests(ANSI_STYLE.sub("", line), outcome)
+        for command in commands:
+            running.append(Running(command, cwd, env))
+        for one in running:
+            one.show(outcome)
     except BaseException:
-        process.terminate()
-        process.wait(30)
+        for one in running:
+            one.process.terminate()
+        for one in running:
+            one.process.wait(STOP_TIMEOUT_S)
         raise
-    outcome.is_ok &= process.wait() == 0
 
 
 def count_tests(line: str, outcome: Outcome) -> None:

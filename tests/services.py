@@ -6,6 +6,7 @@ when TIDEGATE_DATABASE_URL and TIDEGATE_REDIS_URL are both set. `-p no:tests.ser
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import subprocess
@@ -90,5 +91,8 @@ def demo_model_dir() -> Path:
         "--data-dir",
         str(DEFAULT_DATA_DIR),
     ]
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=600)
+    DEFAULT_DATA_DIR.mkdir(exist_ok=True)
+    with (DEFAULT_DATA_DIR / ".model.lock").open("a") as lock:  # another test run may make it just now
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True, timeout=600)
     return Path(done.stdout.strip())

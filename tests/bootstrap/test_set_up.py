@@ -181,6 +181,48 @@ def test_the_summary_counts_what_the_runners_report(line: str, expected: tuple[i
     assert (outcome.num_passed, outcome.num_failed) == expected
 
 
+MEETS_THE_OTHER = """
+import pathlib, sys, time
+mine, other = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+mine.touch()
+for _ in range(1000):
+    if other.exists():
+        break
+    time.sleep(0.02)
+print(f"{int(other.exists())} passed, {sys.argv[3]} failed in 1.0s")
+sys.exit(int(sys.argv[3]))
+"""
+
+
+@pytest.mark.parametrize(("num_failed", "is_ok"), [(0, True), (1, False)])
+def test_commands_at_once_meet_and_both_count(tmp_path: Path, num_failed: int, is_ok: bool) -> None:
+    paths = [str(tmp_path / name) for name in ("one", "two")]
+    commands = [
+        (sys.executable, "-c", MEETS_THE_OTHER, *order, str(number))
+        for order, number in ((paths, num_failed), (paths[::-1], 0))
+    ]
+    outcome = _test.run_step(_test.Step("python", tuple(commands), tmp_path, at_once=True))
+    assert (outcome.num_passed, outcome.num_failed, outcome.is_ok) == (2, num_failed, is_ok)
+
+
+def test_the_output_of_commands_at_once_is_not_mixed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slow = (sys.executable, "-c", "import time; print('a1', flush=True); time.sleep(1); print('a2')")
+    quick = (sys.executable, "-c", "print('b1'); print('b2')")
+    _test.run_step(_test.Step("python", (slow, quick), tmp_path, at_once=True))
+    shown = [line for line in capsys.readouterr().out.splitlines() if len(line) == 2]
+    assert shown == ["a1", "a2", "b1", "b2"]
+
+
+def test_the_python_tests_are_parted_without_a_rest() -> None:
+    """What one of the two leaves out by name, the other names."""
+    first, second = _test.python_tests()
+    left_out = {part.removeprefix("--ignore=") for part in first if part.startswith("--ignore=")}
+    assert left_out == {part for part in second if part.startswith("tests/")}
+    assert all((ROOT / path).is_dir() for path in left_out)
+
+
 def run_demo(*arguments: str, path: str = "/usr/bin:/bin") -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PATH": path}
     command = [str(ROOT / "bin" / "demo"), *arguments]
