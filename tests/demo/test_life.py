@@ -43,41 +43,40 @@ def data_dir() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
-@pytest.fixture
-def demo(data_dir: Path, demo_model_dir: Path) -> Iterator[RunningDemo]:
-    running = start_demo(data_dir, demo_model_dir, "--no-load")
-    yield running
-    running.end(signal.SIGTERM)
-    print(running.logs())  # shown by pytest when the test failed
+class TestWhileItRuns:
+    """One demo for all of these."""
 
+    @pytest.fixture(scope="class")
+    def demo(self, data_dir: Path, demo_model_dir: Path) -> Iterator[RunningDemo]:
+        running = start_demo(data_dir, demo_model_dir, "--no-load")
+        yield running
+        running.end(signal.SIGTERM)
+        print(running.logs())  # shown by pytest when the last test failed
 
-def test_it_streams_a_real_answer_and_is_ready(demo: RunningDemo) -> None:
-    assert httpx.get(f"{demo.info['url']}/readyz").status_code == 200
-    assert stream_text(demo.info, "high", QUESTION) == ANSWER
+    def test_it_streams_a_real_answer_and_is_ready(self, demo: RunningDemo) -> None:
+        assert httpx.get(f"{demo.info['url']}/readyz").status_code == 200
+        assert stream_text(demo.info, "high", QUESTION) == ANSWER
 
+    def test_a_second_start_on_its_data_is_refused_and_disturbs_nothing(
+        self, demo: RunningDemo, demo_model_dir: Path
+    ) -> None:
+        arguments = command(demo.data_dir, demo_model_dir)
+        second = subprocess.run(arguments, env=environment(), capture_output=True, text=True, timeout=60)
+        assert second.returncode == 1
+        assert f"is in use by process {demo.process.pid}" in second.stderr
+        assert stream_text(demo.info, "low", QUESTION) == ANSWER
 
-def test_a_second_start_on_its_data_is_refused_and_disturbs_nothing(
-    demo: RunningDemo, demo_model_dir: Path
-) -> None:
-    second = subprocess.run(
-        command(demo.data_dir, demo_model_dir), env=environment(), capture_output=True, text=True, timeout=60
-    )
-    assert second.returncode == 1
-    assert f"is in use by process {demo.process.pid}" in second.stderr
-    assert stream_text(demo.info, "low", QUESTION) == ANSWER
-
-
-def test_a_killed_worker_is_replaced_and_serves(demo: RunningDemo) -> None:
-    worker = next(one for one in demo.family() if "scheduler_worker.worker" in one.cmdline())
-    worker.send_signal(signal.SIGKILL)
-    deadline = time.monotonic() + 60
-    while "starting it again" not in demo.output.read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    while httpx.get(f"{demo.info['url']}/readyz").status_code != 200:
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    assert stream_text(demo.info, "medium", QUESTION) == ANSWER
+    def test_a_killed_worker_is_replaced_and_serves(self, demo: RunningDemo) -> None:
+        worker = next(one for one in demo.family() if "scheduler_worker.worker" in one.cmdline())
+        worker.send_signal(signal.SIGKILL)
+        deadline = time.monotonic() + 60
+        while "starting it again" not in demo.output.read_text():
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        while httpx.get(f"{demo.info['url']}/readyz").status_code != 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert stream_text(demo.info, "medium", QUESTION) == ANSWER
 
 
 def test_a_restart_keeps_credentials_and_policy(data_dir: Path, demo_model_dir: Path) -> None:

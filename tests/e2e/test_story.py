@@ -46,6 +46,7 @@ def test_nobody_sees_a_page_before_signing_in(browser: Browser, system: RunningD
 
 def test_signing_in_leads_to_live_numbers(browser: Browser, system: RunningDemo) -> None:
     page, info = ui.open_page(browser), system.info
+    stream_text(info, "high", "What is the capital of France?")  # before the first request there are none
     ui.sign_in(page, info["url"], info["username"], info["password"])
     expect(page.get_by_role("heading", name="From queue to device")).to_be_visible()
     assert live_figures.read(page)["num_workers_on_policy"] == 1
