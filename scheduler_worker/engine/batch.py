@@ -1,5 +1,4 @@
-"""Packing: the plan's chunks as one row of tokens, `[1, T]`, with everything the forward pass needs beside
-it."""
+"""Packing: a step's rows as one line of tokens, with everything the forward pass needs beside it."""
 
 from __future__ import annotations
 
@@ -8,218 +7,131 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from scheduler_worker.core.chunks import DecodeRows, StepChunks
-from scheduler_worker.core.plan import Chunk
 from scheduler_worker.engine.attention.base import AttentionBatch, BoolArray, IntArray, TableArray, to_device
+from scheduler_worker.engine.rows import StepRows
 from scheduler_worker.engine.sampling import SampleRows
-from scheduler_worker.engine.sequences import EngineSequence
 
-Row = tuple[int, EngineSequence, Chunk]
-"""A chunk that will be computed: its place in the plan, its sequence, itself."""
+
+@dataclass(slots=True)
+class ModelInputs:
+    """What the model reads: `input_ids` and `position_ids` `[1, T]`, `last_tokens` `[rows]`."""
+
+    input_ids: torch.Tensor
+    position_ids: torch.Tensor
+    last_tokens: torch.Tensor
 
 
 @dataclass(slots=True)
 class PackedBatch:
-    """`input_ids` and `position_ids` are `[1, T]` and `last_tokens` `[rows]`, on the host until `to` sends
-    them. Tokens that only the device knows so far, at `fed_positions` of the packed input, come from the
-    sampled tokens of `fed_slots`."""
+    """`input_ids` and `positions` `[T]`, and where each row's last token is, `last_tokens` `[rows]`; on the host.
+    Tokens that only the device knows so far, at `fed_positions` of the packed input, come from the sampled tokens of
+    `fed_slots`."""
 
-    rows: list[Row]
-    input_ids: torch.Tensor
-    position_ids: torch.Tensor
-    last_tokens: torch.Tensor
+    input_ids: IntArray
+    positions: IntArray
+    last_tokens: IntArray
     attention: AttentionBatch
     sampling: SampleRows
-    fed_positions: list[int]
-    fed_slots: list[int]
+    fed_positions: IntArray
+    fed_slots: IntArray
 
-    def to(self, device: torch.device) -> None:
-        """Move what the forward pass reads."""
-        self.input_ids = to_device(self.input_ids, device)
-        self.position_ids = to_device(self.position_ids, device)
-        self.last_tokens = to_device(self.last_tokens, device)
+    def inputs(self, device: torch.device) -> ModelInputs:
+        """Everything that the forward pass reads, where it runs."""
         self.attention.write_index = to_device(self.attention.write_index, device)
-
-
-@dataclass(slots=True)
-class SteadyRows:
-    """What does not change while the same rows decode, in packing order: `places` in the plan, `slots`, and
-    `offsets`, which added to the step's number are the positions to compute. `source` is the plan's own."""
-
-    source: DecodeRows
-    places: list[int]
-    sequences: list[EngineSequence]
-    slots: IntArray
-    offsets: IntArray
-    bounds: IntArray
-    num_prompt: IntArray
-    samples: BoolArray
-    last_tokens: torch.Tensor
-
-    @classmethod
-    def of(cls, source: DecodeRows, step: int, batch: PackedBatch) -> SteadyRows:
-        """From a step of nothing but these rows, as it was packed."""
-        attention, sampling = batch.attention, batch.sampling
-        return cls(
-            source=source,
-            places=[place for place, _, _ in batch.rows],
-            sequences=[sequence for _, sequence, _ in batch.rows],
-            slots=attention.slots,
-            offsets=attention.starts - step,
-            bounds=attention.offsets,
-            num_prompt=attention.lengths - sampling.indices,
-            samples=sampling.samples,
-            last_tokens=batch.last_tokens,
+        return ModelInputs(
+            to_device(self.input_ids[None], device),
+            to_device(self.positions[None], device),
+            to_device(self.last_tokens, device),
         )
-
-    def rows(self, chunks: StepChunks) -> list[Row]:
-        """This step's rows, in packing order."""
-        whole = chunks.whole()
-        return [(place, one, whole[place]) for place, one in zip(self.places, self.sequences, strict=True)]
 
 
 class Packer:
-    """Lays out rows: those of one token first, by context length, then longer chunks."""
+    """Lays out rows for the model, their attention and their sampling."""
 
     def __init__(self, block_tables: TableArray, block_size: int) -> None:
         self._block_tables = block_tables
         self._block_size = block_size
-        num_slots = block_tables.shape[0]
-        self._places = np.arange(num_slots + 1, dtype=np.int64)
-        self._place_ids = torch.arange(num_slots)
-        self._all_true = np.ones(num_slots, dtype=bool)
+        self._numbers = np.arange(block_tables.shape[0] + 1, dtype=np.int64)
 
-    def pack(self, rows: list[Row]) -> PackedBatch:
-        """The rows' tokens as one; `rows` is reordered in place."""
-        rows.sort(key=_packing_order)
-        if rows[-1][2].num_tokens == 1:
-            return self._pack_decodes(rows)
-        return self._pack_mixed(rows)
-
-    def pack_steady(self, rows: list[Row], steady: SteadyRows, step: int) -> PackedBatch:
-        """`pack` for rows that decoded before: only positions and tokens are new."""
-        tokens, fed = _single_tokens(rows)
-        starts = steady.offsets + step
-        return self._batch(
-            rows,
-            layout=(starts, steady.slots, starts + 1, steady.bounds, steady.num_prompt),
-            tokens=(np.array(tokens, dtype=np.int64), starts, steady.slots),
-            last_tokens=steady.last_tokens,
-            fed=(fed, [rows[place][2].slot for place in fed]),
-            samples=steady.samples,
-        )
-
-    def _pack_decodes(self, rows: list[Row]) -> PackedBatch:
-        """One token a row: positions are starts, and each row's last token is the row itself."""
+    def pack(self, rows: StepRows) -> PackedBatch:
+        """The rows' tokens as one line."""
         num_rows = len(rows)
-        tokens, fed = _single_tokens(rows)
-        starts, slots, input_ids, num_prompt = np.array(
-            [
-                [chunk.start for _, _, chunk in rows],
-                [chunk.slot for _, _, chunk in rows],
-                tokens,
-                [sequence.num_prompt_tokens for _, sequence, _ in rows],
-            ],
-            dtype=np.int64,
-        )
+        if rows.num_single < num_rows:
+            return self._pack_mixed(rows)
+        input_ids, is_fed = _single_tokens(rows)
+        fed = is_fed.nonzero()[0]
         return self._batch(
             rows,
-            layout=(starts, slots, starts + 1, self._places[: num_rows + 1], num_prompt),
-            tokens=(input_ids, starts, slots),
-            last_tokens=self._place_ids[:num_rows],
-            fed=(fed, [rows[place][2].slot for place in fed]),
-            samples=self._samples(rows),
+            offsets=self._numbers[: num_rows + 1],
+            tokens=(input_ids, rows.starts, rows.slots),
+            last_tokens=self._numbers[:num_rows],
+            fed=(fed, rows.slots[fed]),
         )
 
-    def _pack_mixed(self, rows: list[Row]) -> PackedBatch:
-        starts = np.array([chunk.start for _, _, chunk in rows], dtype=np.int64)
-        slots = np.array([chunk.slot for _, _, chunk in rows], dtype=np.int64)
-        counts = np.array([chunk.num_tokens for _, _, chunk in rows], dtype=np.int64)
-        offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+    def _pack_mixed(self, rows: StepRows) -> PackedBatch:
+        num_rows, counts = len(rows), rows.counts
+        offsets = np.zeros(num_rows + 1, dtype=np.int64)
         np.cumsum(counts, out=offsets[1:])
         num_tokens = int(offsets[-1])
-        positions = np.repeat(starts - offsets[:-1], counts) + np.arange(num_tokens)
-        input_ids, fed = _chunk_tokens(rows, offsets, num_tokens)
-        num_prompt = np.array([sequence.num_prompt_tokens for _, sequence, _ in rows], dtype=np.int64)
+        positions = np.repeat(rows.starts - offsets[:-1], counts) + np.arange(num_tokens)
+        input_ids, is_fed = np.zeros(num_tokens, dtype=np.int64), np.zeros(num_rows, dtype=bool)
+        single = rows.num_single
+        input_ids[:single], is_fed[:single] = _single_tokens(rows)
+        for row in range(single, num_rows):
+            begin, start = int(offsets[row]), int(rows.starts[row])
+            known = rows.sequences[row].tokens[start : start + int(counts[row])]
+            input_ids[begin : begin + len(known)] = known
+            is_fed[row] = len(known) < counts[row]
+        fed, last_tokens = is_fed.nonzero()[0], offsets[1:] - 1
         return self._batch(
             rows,
-            layout=(starts, slots, starts + counts, offsets, num_prompt),
-            tokens=(input_ids, positions, np.repeat(slots, counts)),
-            last_tokens=torch.from_numpy(offsets[1:] - 1),
-            fed=([int(offsets[place + 1]) - 1 for place in fed], [rows[place][2].slot for place in fed]),
-            samples=self._samples(rows),
+            offsets=offsets,
+            tokens=(input_ids, positions, np.repeat(rows.slots, counts)),
+            last_tokens=last_tokens,
+            fed=(last_tokens[fed], rows.slots[fed]),
         )
 
     def _batch(
         self,
-        rows: list[Row],
-        layout: tuple[IntArray, IntArray, IntArray, IntArray, IntArray],
+        rows: StepRows,
+        offsets: IntArray,
         tokens: tuple[IntArray, IntArray, IntArray],
-        last_tokens: torch.Tensor,
-        fed: tuple[list[int], list[int]],
-        samples: BoolArray,
+        last_tokens: IntArray,
+        fed: tuple[IntArray, IntArray],
     ) -> PackedBatch:
-        starts, slots, lengths, offsets, num_prompt = layout
+        lengths = rows.starts + rows.counts
         input_ids, positions, token_slots = tokens
         blocks = positions // self._block_size
         shift = self._block_tables[token_slots, blocks] - blocks  # from a position to its place in the cache
         write_index = positions + shift * self._block_size
         return PackedBatch(
-            rows=rows,
-            input_ids=torch.from_numpy(input_ids[None]),
-            position_ids=torch.from_numpy(positions[None]),
+            input_ids=input_ids,
+            positions=positions,
             last_tokens=last_tokens,
             attention=AttentionBatch(
-                num_decode_rows=_num_decodes(rows),
-                slots=slots,
-                starts=starts,
+                num_decode_rows=rows.num_single,
+                slots=rows.slots,
+                starts=rows.starts,
                 lengths=lengths,
                 offsets=offsets,
                 block_tables=self._block_tables,
                 write_index=torch.from_numpy(write_index),
             ),
-            sampling=SampleRows(slots, lengths - num_prompt, samples),
+            sampling=SampleRows(rows.slots, lengths - rows.num_prompt, rows.samples),
             fed_positions=fed[0],
             fed_slots=fed[1],
         )
 
-    def _samples(self, rows: list[Row]) -> BoolArray:
-        samples = [chunk.samples for _, _, chunk in rows]
-        return self._all_true[: len(rows)] if all(samples) else np.array(samples)
 
-
-def _packing_order(row: Row) -> tuple[bool, int]:
-    chunk = row[2]
-    return chunk.num_tokens > 1, chunk.start
-
-
-def _num_decodes(rows: list[Row]) -> int:
-    if rows[-1][2].num_tokens == 1:
-        return len(rows)
-    return sum(chunk.num_tokens == 1 for _, _, chunk in rows)
-
-
-def _single_tokens(rows: list[Row]) -> tuple[list[int], list[int]]:
-    """Each row's one token, and the places of those that are still on the device (0 here)."""
-    tokens: list[int] = []
-    fed: list[int] = []
-    for place, (_, sequence, chunk) in enumerate(rows):
-        if chunk.start < len(sequence.tokens):
-            tokens.append(sequence.tokens[chunk.start])
-        else:
-            tokens.append(0)
-            fed.append(place)
-    return tokens, fed
-
-
-def _chunk_tokens(rows: list[Row], offsets: IntArray, num_tokens: int) -> tuple[IntArray, list[int]]:
-    """All packed tokens, and the rows whose last one is still on the device (0 here)."""
-    input_ids = np.zeros(num_tokens, dtype=np.int64)
-    fed: list[int] = []
-    for place, (_, sequence, chunk) in enumerate(rows):
-        begin, end = int(offsets[place]), chunk.start + chunk.num_tokens
-        known = sequence.tokens[chunk.start : end]
-        input_ids[begin : begin + len(known)] = known
-        if len(known) < chunk.num_tokens:
-            fed.append(place)
-    return input_ids, fed
+def _single_tokens(rows: StepRows) -> tuple[IntArray, BoolArray]:
+    """The token of each row that has one, and which of them only the device knows (0 here)."""
+    starts = rows.starts[: rows.num_single]
+    sequences = rows.sequences if rows.num_single == len(rows) else rows.sequences[: rows.num_single]
+    is_fed: BoolArray = starts >= np.array([len(one.tokens) for one in sequences])
+    if not is_fed.any():
+        known = [one.tokens[start] for one, start in zip(sequences, starts.tolist(), strict=True)]
+        return np.array(known, dtype=np.int64), is_fed
+    input_ids = np.zeros(len(starts), dtype=np.int64)
+    for row in (~is_fed).nonzero()[0].tolist():
+        input_ids[row] = sequences[row].tokens[starts[row]]
+    return input_ids, is_fed

@@ -21,7 +21,7 @@ class _Before:
 
 
 class BlockTables:
-    """`table` `[slots, blocks per sequence]`, padded with the null block.
+    """`table` `[slots, blocks per sequence]`, padded with the null block; `holders` has the sequence in each slot.
 
     Every change since `start_step` can be undone, for a step that found no memory. The core frees a slot
     only by giving it to another sequence, so placing one sequence vacates whoever held the slot.
@@ -30,7 +30,7 @@ class BlockTables:
     def __init__(self, num_slots: int, num_columns: int, null_block: int) -> None:
         self.table: TableArray = np.full((num_slots, num_columns), null_block, dtype=np.int32)
         self._null_block = null_block
-        self._holders: list[EngineSequence | None] = [None] * num_slots
+        self.holders: list[EngineSequence | None] = [None] * num_slots
         self._journal: list[_Before] = []
 
     def start_step(self) -> None:
@@ -39,14 +39,14 @@ class BlockTables:
 
     def place(self, sequence: EngineSequence, slot: int, blocks: tuple[int, ...]) -> None:
         """Put a sequence into a slot with these blocks as its whole table."""
-        holder = self._holders[slot]
+        holder = self.holders[slot]
         if holder is not None and holder is not sequence:
             self.vacate(holder)
         self._remember(sequence)
         self._leave_slot(sequence)
         sequence.slot = slot
         sequence.blocks = list(blocks)
-        self._holders[slot] = sequence
+        self.holders[slot] = sequence
         self._write(slot, sequence.blocks)
 
     def append(self, sequence: EngineSequence, blocks: tuple[int, ...]) -> None:
@@ -72,12 +72,12 @@ class BlockTables:
             before.sequence.blocks = before.blocks
             del before.blocks[before.num_blocks :]
         self._journal.clear()
-        for slot, holder in enumerate(self._holders):
+        for slot, holder in enumerate(self.holders):
             if holder is not None and id(holder) in touched:
-                self._holders[slot] = None
+                self.holders[slot] = None
         for sequence in touched.values():
             if sequence.slot is not None:
-                self._holders[sequence.slot] = sequence
+                self.holders[sequence.slot] = sequence
                 self._write(sequence.slot, sequence.blocks)
         return list(touched.values())
 
@@ -86,8 +86,8 @@ class BlockTables:
         self._journal.append(_Before(sequence, sequence.slot, blocks, len(blocks)))
 
     def _leave_slot(self, sequence: EngineSequence) -> None:
-        if sequence.slot is not None and self._holders[sequence.slot] is sequence:
-            self._holders[sequence.slot] = None
+        if sequence.slot is not None and self.holders[sequence.slot] is sequence:
+            self.holders[sequence.slot] = None
         sequence.slot = None
 
     def _write(self, slot: int, blocks: list[int]) -> None:

@@ -136,21 +136,26 @@ class StepGraph:
         """One-token rows begin at 0, chunks behind the last place for such a row."""
         attention = batch.attention
         split, gap = attention.num_decode_rows, self._shape.num_decode_rows - attention.num_decode_rows
-        self._reset_inputs()
         tokens, positions, write_index, fed_slots, last_tokens, slots = self._inputs.host
-        for values, given in (
-            (tokens, batch.input_ids[0].numpy()),
-            (positions, batch.position_ids[0].numpy()),
-            (write_index, attention.write_index.numpy()),
+        for values, given, padding in (
+            (tokens, batch.input_ids, 0),
+            (positions, batch.positions, 0),
+            (write_index, attention.write_index.numpy(), self._scratch_index),
         ):
+            end = len(given) + gap
             values[:split] = given[:split]
-            values[split + gap : len(given) + gap] = given[split:]
-        last = batch.last_tokens.numpy()
-        last_tokens[: len(last)] = np.where(last < split, last, last + gap)
-        slots[: len(last)] = attention.slots
-        if batch.fed_positions:
-            fed = np.array(batch.fed_positions)
-            fed_slots[np.where(fed < split, fed, fed + gap)] = batch.fed_slots
+            values[split : split + gap] = padding
+            values[split + gap : end] = given[split:]
+            values[end:] = padding
+        last, num_rows = batch.last_tokens, len(batch.last_tokens)
+        last_tokens[:num_rows] = last
+        last_tokens[split:num_rows] += gap
+        last_tokens[num_rows:] = 0
+        slots[:num_rows] = attention.slots
+        slots[num_rows:] = len(self._last_ids) - 1
+        fed_slots[:] = -1
+        fed = batch.fed_positions
+        fed_slots[fed if split == len(batch.input_ids) else np.where(fed < split, fed, fed + gap)] = batch.fed_slots
 
 
 class StepGraphs:
@@ -189,7 +194,7 @@ class StepGraphs:
         self._staged.synchronize()  # the previous step's inputs have left the host's buffers
         graph.stage(batch)
         self._staged.record()
-        return graph.replay(len(batch.rows))
+        return graph.replay(len(batch.last_tokens))
 
     def _shape_for(self, batch: PackedBatch) -> GraphShape | None:
         attention = batch.attention
@@ -197,7 +202,7 @@ class StepGraphs:
         num_chunks = attention.num_rows - num_decodes
         if not num_chunks:
             return GraphShape(_at_least(self._decode_buckets, num_decodes))
-        num_tokens = batch.input_ids.shape[1] - num_decodes
+        num_tokens = len(batch.input_ids) - num_decodes
         if num_chunks > _MAX_CHUNKS or num_tokens > _CHUNK_BUCKETS[-1]:
             return None
         rows = _at_least(self._mixed_buckets, num_decodes)

@@ -23,7 +23,7 @@ from scheduler_worker.core.plan import Capacity, Chunk, StepPlan, SwapIn
 from scheduler_worker.engine.attention.base import AttentionBackend, LayerSpec, to_device
 from scheduler_worker.engine.attention.flashinfer import FlashInferBackend, can_use_flashinfer
 from scheduler_worker.engine.attention.sdpa import SdpaBackend
-from scheduler_worker.engine.batch import PackedBatch, Packer, SteadyRows
+from scheduler_worker.engine.batch import PackedBatch, Packer
 from scheduler_worker.engine.block_tables import BlockTables
 from scheduler_worker.engine.checkpoints import (
     BlockCopier,
@@ -40,6 +40,7 @@ from scheduler_worker.engine.loading import LoadedModel, fingerprint
 from scheduler_worker.engine.outputs import NOT_FINITE, LaunchedStep, filled_blocks, step_rows
 from scheduler_worker.engine.packing import pack_linears, unpack_linears
 from scheduler_worker.engine.pinned_checkpoints import PinnedCheckpoints
+from scheduler_worker.engine.rows import Stager, StepRows
 from scheduler_worker.engine.runner import ModelRunner
 from scheduler_worker.engine.sampling import Sampled, Sampler, why_invalid
 from scheduler_worker.engine.sequences import EngineSequence, new_sequence
@@ -90,7 +91,7 @@ class TorchExecutor:
         self._last_ids = torch.zeros(settings.num_slots + 1, dtype=torch.int64, device=self._device)
         self._sequences: dict[str, EngineSequence] = {}
         self._launched: deque[LaunchedStep] = deque()
-        self._steady: SteadyRows | None = None
+        self._stager = Stager(self._sequences, self._tables, shape.block_size, self._occupy)
         clock.ended("cache")
         with ThreadPoolExecutor(1, thread_name_prefix="attention") as beside:
             prepared = beside.submit(self._backend.prepare)
@@ -154,7 +155,7 @@ class TorchExecutor:
                 self._launch(plan)
 
     def _launch(self, plan: StepPlan) -> None:
-        step = LaunchedStep(plan, [], {})
+        step = LaunchedStep(plan, StepChunks.of(plan))
         self._tables.start_step()
         try:
             self._start(step)
@@ -180,8 +181,9 @@ class TorchExecutor:
         if step.timing is not None:
             step.timing[1].synchronize()
         rows = step_rows(step)
-        for _, sequence, chunk in step.broken:
-            self._contain(sequence, chunk)
+        if step.rows is not None:
+            for row in step.broken:
+                self._contain(step.rows, row)
         return StepOutput(
             step=step.plan.step,
             rows=rows,
@@ -194,7 +196,7 @@ class TorchExecutor:
     def remove(self, seq_id: str) -> None:
         """Forget a sequence that no outstanding plan names. Unknown ids are ignored."""
         sequence = self._sequences.pop(seq_id, None)
-        self._steady = None
+        self._stager.forget()
         if sequence is not None:
             self._tables.vacate(sequence)
         self._checkpoints.forget(seq_id)
@@ -209,9 +211,9 @@ class TorchExecutor:
     def _start(self, step: LaunchedStep) -> None:
         started = time.perf_counter()
         self._move_blocks(step.plan)
-        steady = self._stage(step)
-        if step.rows:
-            self._compute(step, steady)
+        step.rows, step.failed = self._stager.stage(step.plan.step, step.chunks)
+        if step.rows is not None:
+            self._compute(step, step.rows)
         step.host_s = time.perf_counter() - started
 
     def _move_blocks(self, plan: StepPlan) -> None:
@@ -242,57 +244,9 @@ class TorchExecutor:
         self._tables.place(sequence, slot, blocks)
         self._sampler.occupy(slot, sequence)
 
-    def _stage(self, step: LaunchedStep) -> SteadyRows | None:
-        """Prepare the step's rows; the rows that were already known, if they are the whole step."""
-        chunks, steady = step.plan.chunks, self._steady
-        if steady is None or not isinstance(chunks, StepChunks) or chunks.others:
-            return self._stage_chunks(step)
-        if chunks.decodes is not steady.source:
-            return self._stage_chunks(step)
-        step.rows = steady.rows(chunks)
-        for sequence in steady.sequences:
-            sequence.num_pending += 1
-        for place, blocks in chunks.growth.items():
-            self._tables.append(self._sequences[chunks.decodes.seq_ids[place]], blocks)
-        return steady
-
-    def _pack(self, step: LaunchedStep, steady: SteadyRows | None) -> PackedBatch:
-        if steady is not None:
-            return self._packer.pack_steady(step.rows, steady, step.plan.step)
-        batch, chunks = self._packer.pack(step.rows), step.plan.chunks
-        if isinstance(chunks, StepChunks) and not chunks.others and not step.failed:
-            self._steady = SteadyRows.of(chunks.decodes, step.plan.step, batch)
-        return batch
-
-    def _stage_chunks(self, step: LaunchedStep) -> None:
-        sequences = self._sequences
-        for place, chunk in enumerate(step.plan.chunks):
-            sequence = sequences.get(chunk.seq_id)
-            error = _UNKNOWN if sequence is None else sequence.error or self._place(sequence, chunk)
-            if error or sequence is None:
-                step.failed[place] = error or _UNKNOWN
-            else:
-                sequence.num_pending += chunk.samples
-                step.rows.append((place, sequence, chunk))
-
-    def _place(self, sequence: EngineSequence, chunk: Chunk) -> str | None:
-        """Give the chunk's sequence its slot and blocks; returns why that is impossible, or None."""
-        end = chunk.start + chunk.num_tokens
-        if end > len(sequence.tokens) + sequence.num_pending:
-            return f"the plan asks for {end} tokens of {chunk.seq_id}, which has {len(sequence.tokens)}"
-        if chunk.first:
-            self._occupy(sequence, chunk.slot, chunk.new_blocks)
-        elif sequence.slot != chunk.slot:
-            return f"{chunk.seq_id} is planned in slot {chunk.slot}, but is in {sequence.slot}"
-        elif chunk.new_blocks:
-            self._tables.append(sequence, chunk.new_blocks)
-        if end > len(sequence.blocks) * self._cache.shape.block_size:
-            return f"{len(sequence.blocks)} blocks do not hold the {end} tokens of {chunk.seq_id}"
-        return None
-
-    def _compute(self, step: LaunchedStep, steady: SteadyRows | None) -> None:
+    def _compute(self, step: LaunchedStep, rows: StepRows) -> None:
         timing = self._start_timing()
-        batch = self._pack(step, steady)
+        batch = self._packer.pack(rows)
         captured = self._graphs.run(batch) if self._graphs else None
         if captured is None:
             sampled = self._sampler.sample(self._forward(batch), batch.sampling)
@@ -308,12 +262,11 @@ class TorchExecutor:
 
     def _forward(self, batch: PackedBatch) -> torch.Tensor:
         """`[rows, vocab]` logits by the eager model."""
-        if not self._on_host:
-            batch.to(self._device)
-        if batch.fed_positions:
-            self._feed(batch)
+        inputs = batch.inputs(self._device)
+        if len(batch.fed_positions):
+            self._feed(batch, inputs.input_ids)
         self._runner.plan(batch.attention)
-        return self._runner.forward(batch.input_ids, batch.position_ids, batch.last_tokens)
+        return self._runner.forward(inputs.input_ids, inputs.position_ids, inputs.last_tokens)
 
     def _compile(self, settings: EngineSettings) -> StepGraphs | None:
         if not settings.cuda_graphs or self._device.type != "cuda":
@@ -333,30 +286,31 @@ class TorchExecutor:
         started.record()
         return started, done
 
-    def _feed(self, batch: PackedBatch) -> None:
+    def _feed(self, batch: PackedBatch, input_ids: torch.Tensor) -> None:
         """Fill in the tokens that earlier steps left on the device."""
-        places = torch.tensor(batch.fed_positions, device=self._device)
-        slots = torch.tensor(batch.fed_slots, device=self._device)
-        batch.input_ids[0, places] = self._last_ids[slots]
+        places, slots = (to_device(one, self._device) for one in (batch.fed_positions, batch.fed_slots))
+        input_ids[0, places] = self._last_ids[slots]
 
     def _keep_for_next_step(self, batch: PackedBatch, sampled: Sampled) -> None:
         """A step that is launched before this one is collected takes its tokens from here."""
         self._last_ids.index_copy_(0, to_device(batch.sampling.slots, self._device), sampled.ids)
 
     @torch.inference_mode()
-    def _contain(self, sequence: EngineSequence, chunk: Chunk) -> None:
+    def _contain(self, rows: StepRows, row: int) -> None:
         """A row with broken logits: its sequence is over, and what it wrote must not reach others as
         padding."""
+        sequence, start = rows.sequences[row], int(rows.starts[row])
         sequence.error = NOT_FINITE
-        self._steady = None
+        self._stager.forget()
         block_size = self._cache.shape.block_size
-        last_block = -(-(chunk.start + chunk.num_tokens) // block_size)
-        self._cache.scrub(sequence.blocks[chunk.start // block_size : last_block])
+        last_block = -(-(start + int(rows.counts[row])) // block_size)
+        self._cache.scrub(sequence.blocks[start // block_size : last_block])
 
     def _undo(self, step: LaunchedStep) -> None:
-        self._steady = None
-        for _, sequence, chunk in step.rows:
-            sequence.num_pending -= chunk.samples
+        self._stager.forget()
+        if step.rows is not None:
+            for sequence, samples in zip(step.rows.sequences, step.rows.samples.tolist(), strict=True):
+                sequence.num_pending -= samples
         for sequence in self._tables.undo_step():
             if sequence.slot is not None:
                 self._sampler.occupy(sequence.slot, sequence)
@@ -383,13 +337,10 @@ class TorchExecutor:
         self._tables.place(sequence, 0, blocks)
         half = len(ids) // 2
         for chunk in (Chunk("", 0, 0, half, False), Chunk("", 0, half, len(ids) - half, True)):
-            logits = self._forward(self._packer.pack([(0, sequence, chunk)]))
+            logits = self._forward(self._packer.pack(StepRows.of([(0, sequence, chunk)])))
         self._tables.vacate(sequence)
         self._cache.scrub(list(blocks))
         refuse_if_different(own_logits, logits[0].float(), self._loaded.name)
-
-
-_UNKNOWN = "the engine does not know this sequence"
 
 
 def _probe(ids: list[int]) -> SequenceInput:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import repeat
 from math import isfinite
 
 import torch
 
+from scheduler_worker.core.chunks import StepChunks
 from scheduler_worker.core.plan import FilledBlock, StepPlan
-from scheduler_worker.engine.batch import Row
+from scheduler_worker.engine.attention.base import IntArray
+from scheduler_worker.engine.rows import StepRows
 from scheduler_worker.engine.sampling import Sampled
 from scheduler_worker.engine.sequences import EngineSequence
 from scheduler_worker.executor import RowOutput
@@ -20,17 +23,18 @@ NOT_FINITE = "the model's logits are not finite"
 
 @dataclass(slots=True)
 class LaunchedStep:
-    """A step that was launched: `failed` holds the rows that never entered the batch, by place in the
-    plan."""
+    """A step that was launched. `rows` are those that are computed, if any; `failed` has why others never entered the
+    batch, by place in the plan. `broken`: rows whose logits were not finite, once it is collected."""
 
     plan: StepPlan
-    rows: list[Row]
-    failed: dict[int, str]
+    chunks: StepChunks
+    rows: StepRows | None = None
+    failed: dict[int, str] = field(default_factory=dict)
     sampled: Sampled | None = None
     forward_s: float = 0.0
     host_s: float = 0.0
     timing: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
-    broken: list[Row] = field(default_factory=list)
+    broken: list[int] = field(default_factory=list)
     is_plain: bool = False
 
     def duration_s(self) -> float:
@@ -46,38 +50,73 @@ def step_rows(step: LaunchedStep) -> tuple[RowOutput, ...]:
 
     Rows with broken logits get an error and are listed in `step.broken`; `step.is_plain` is set.
     """
-    chunks = step.plan.chunks
-    outputs: list[RowOutput | None] = [None] * len(chunks)
+    found: list[RowOutput] = []
+    if step.rows is not None and step.sampled is not None:
+        found = _outputs(step, step.rows, step.sampled)
+        if len(found) == len(step.chunks):
+            return _in_order(step.rows.places, found)
+    outputs: dict[int, RowOutput] = {}
+    if step.rows is not None:
+        outputs.update(zip(step.rows.places.tolist(), found, strict=False))
     for place, error in step.failed.items():
-        outputs[place] = RowOutput(chunks[place].seq_id, (), error=error)
-    if step.sampled is not None:
-        _fill_outputs(step, step.sampled, outputs)
-    return tuple(output for output in outputs if output is not None)
+        outputs[place] = RowOutput(step.chunks.at(place).seq_id, (), error=error)
+    step.is_plain = False
+    return tuple([outputs[place] for place in sorted(outputs)])
 
 
-def _fill_outputs(step: LaunchedStep, sampled: Sampled, outputs: list[RowOutput | None]) -> None:
-    ids = sampled.ids.tolist()
-    peaks = sampled.peaks.tolist()
+def _in_order(places: IntArray, rows: list[RowOutput]) -> tuple[RowOutput, ...]:
+    ordered = rows.copy()
+    for place, row in zip(places.tolist(), rows, strict=True):
+        ordered[place] = row
+    return tuple(ordered)
+
+
+def _outputs(step: LaunchedStep, rows: StepRows, sampled: Sampled) -> list[RowOutput]:
+    """Of the computed rows, in their own order."""
+    ids, sequences = sampled.ids.tolist(), rows.sequences
+    if sampled.logprob_rows is not None or not (all(map(isfinite, sampled.peaks.tolist())) and rows.samples.all()):
+        return _outputs_one_by_one(step, rows, sampled, ids)
+    for sequence, token_id in zip(sequences, ids, strict=True):
+        sequence.num_pending -= 1
+        sequence.tokens.append(token_id)
+    stopped = [token_id in sequence.stop_ids for sequence, token_id in zip(sequences, ids, strict=True)]
+    step.is_plain = not any(stopped)
+    columns = zip(
+        [sequence.seq_id for sequence in sequences],
+        zip(ids, strict=True),
+        stopped,
+        repeat(None),
+        repeat(None),
+        strict=False,
+    )
+    return list(map(tuple.__new__, repeat(RowOutput), columns))
+
+
+def _outputs_one_by_one(
+    step: LaunchedStep, rows: StepRows, sampled: Sampled, ids: list[int]
+) -> list[RowOutput]:
+    """Where a row may have no token, a broken one, or log probabilities."""
+    peaks, samples = sampled.peaks.tolist(), rows.samples.tolist()
     logprobs = _logprob_reader(sampled)
-    is_plain = len(step.rows) == len(outputs)
-    for index, (place, sequence, chunk) in enumerate(step.rows):
-        if chunk.samples:
-            sequence.num_pending -= 1
+    step.is_plain = True
+    outputs: list[RowOutput] = []
+    for index, sequence in enumerate(rows.sequences):
+        sequence.num_pending -= samples[index]
         if not isfinite(peaks[index]):
-            step.broken.append(step.rows[index])
-            outputs[place] = RowOutput(chunk.seq_id, (), error=NOT_FINITE)
-            is_plain = False
-        elif chunk.samples:
+            step.broken.append(index)
+            outputs.append(RowOutput(sequence.seq_id, (), error=NOT_FINITE))
+            step.is_plain = False
+        elif samples[index]:
             token_id = ids[index]
             sequence.tokens.append(token_id)
             reported = logprobs(index, sequence, token_id) if logprobs else None
             stopped = token_id in sequence.stop_ids
-            outputs[place] = RowOutput(chunk.seq_id, (token_id,), stopped, None, reported)
-            is_plain = is_plain and not stopped
+            outputs.append(RowOutput(sequence.seq_id, (token_id,), stopped, None, reported))
+            step.is_plain = step.is_plain and not stopped
         else:
-            outputs[place] = RowOutput(chunk.seq_id, ())
-            is_plain = False
-    step.is_plain = is_plain
+            outputs.append(RowOutput(sequence.seq_id, ()))
+            step.is_plain = False
+    return outputs
 
 
 def _logprob_reader(
@@ -105,16 +144,16 @@ def _logprob_reader(
 def filled_blocks(step: LaunchedStep, block_size: int) -> tuple[FilledBlock, ...]:
     """Blocks that this step filled to the end, with the hash of all tokens up to there; not those of broken
     rows."""
-    broken = {sequence.seq_id for _, sequence, _ in step.broken} if step.broken else ()
+    rows = step.rows
+    if rows is None:
+        return ()
+    firsts, ends = rows.starts // block_size, (rows.starts + rows.counts) // block_size
     filled: list[FilledBlock] = []
-    for _, sequence, chunk in step.rows:
-        rest = chunk.start % block_size
-        if rest + chunk.num_tokens < block_size:
-            continue
-        first, end = chunk.start // block_size, (chunk.start + chunk.num_tokens) // block_size
-        if sequence.seq_id not in broken:
-            filled += (
+    for row in (ends > firsts).nonzero()[0].tolist():
+        sequence = rows.sequences[row]
+        if row not in step.broken:
+            filled += [
                 FilledBlock(sequence.seq_id, index, sequence.block_hash(index, block_size))
-                for index in range(first, end)
-            )
+                for index in range(int(firsts[row]), int(ends[row]))
+            ]
     return tuple(filled)

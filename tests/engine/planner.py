@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from scheduler_worker.core.chunks import StepChunks
 from scheduler_worker.core.plan import Chunk, FilledBlock, StepPlan, SwapIn, SwapOut
 from scheduler_worker.executor import Executor, RowOutput, SequenceInput, StepOutput
 from scheduler_worker.protocol.messages import SamplingParams
@@ -26,13 +27,23 @@ class Planned:
     first: bool = True
     swapped: bool = False
 
+    @property
+    def decodes(self) -> bool:
+        """Whether it computes its last token, in the slot that it has."""
+        is_placed = self.slot is not None and not self.swapped and not self.first
+        return is_placed and self.num_tokens - self.num_computed == 1
+
 
 class HandPlanner:
-    """Plans, launches and collects one step at a time; chunks of at most `chunk_size` tokens."""
+    """Plans, launches and collects one step at a time; chunks of at most `chunk_size` tokens.
 
-    def __init__(self, executor: Executor, chunk_size: int = 1 << 30) -> None:
+    `by_columns`: rows that decode come first and by columns, as in the scheduler's plans.
+    """
+
+    def __init__(self, executor: Executor, chunk_size: int = 1 << 30, by_columns: bool = False) -> None:
         self.executor = executor
         self.chunk_size = chunk_size
+        self.by_columns = by_columns
         capacity = executor.capacity
         self.block_size = capacity.block_size
         self.free_blocks = list(range(capacity.num_blocks))
@@ -73,6 +84,10 @@ class HandPlanner:
         swap_ins: list[SwapIn] = []
         parked = {swap.seq_id for swap in self.swap_outs} | set(self.evicted)
         active = [s for s in self.sequences.values() if not s.done and s.seq_id not in parked]
+        num_decodes = 0
+        if self.by_columns:
+            active.sort(key=lambda one: not one.decodes)
+            num_decodes = sum(one.decodes for one in active)
         chunks = tuple(self._chunk(sequence, swap_ins) for sequence in active)
         plan = StepPlan(
             step=self.step_number,
@@ -82,10 +97,11 @@ class HandPlanner:
             swap_outs=tuple(self.swap_outs),
             swap_ins=tuple(swap_ins),
             evicted=tuple(self.evicted),
+            num_lockstep=num_decodes,
         )
         self.step_number += 1
         self.swap_outs, self.evicted = [], []
-        return plan
+        return plan._replace(chunks=StepChunks.of(plan)) if self.by_columns else plan
 
     def take(self, output: StepOutput) -> StepOutput:
         for row in output.rows:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Any
 
 import pytest
 from transformers import PreTrainedModel
@@ -11,8 +12,8 @@ from scheduler_worker.core.plan import StepPlan
 from scheduler_worker.core.policy import default_policy
 from scheduler_worker.core.scheduler import Scheduler
 from scheduler_worker.core.sequence import SequenceHeader
-from scheduler_worker.engine.batch import Packer
 from scheduler_worker.engine.executor import TorchExecutor
+from scheduler_worker.engine.rows import _Decoding
 from scheduler_worker.executor import SequenceInput, to_result
 from scheduler_worker.protocol.messages import SamplingParams
 from tests.engine.models import make_executor, make_prompt, reference
@@ -70,15 +71,21 @@ class Served:
 def test_rows_that_decode_on_and_on_equal_generate(
     llama: PreTrainedModel, depth: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    num_steady = 0
-    pack_steady = Packer.pack_steady
+    num_looks = num_steps = 0
+    look, launch = _Decoding.of, TorchExecutor.launch
 
-    def counted(self: Packer, *args: object) -> object:
-        nonlocal num_steady
-        num_steady += 1
-        return pack_steady(self, *args)  # type: ignore[arg-type]
+    def counted_look(*args: Any) -> Any:
+        nonlocal num_looks
+        num_looks += 1
+        return look(*args)
 
-    monkeypatch.setattr(Packer, "pack_steady", counted)
+    def counted_launch(self: TorchExecutor, plan: StepPlan) -> None:
+        nonlocal num_steps
+        num_steps += 1
+        launch(self, plan)
+
+    monkeypatch.setattr(_Decoding, "of", counted_look)
+    monkeypatch.setattr(TorchExecutor, "launch", counted_launch)
     served = Served(make_executor(llama, max_in_flight_steps=depth))
     wanted = {f"s{number}": (make_prompt(5 + 7 * number, number), 20 + 9 * number) for number in range(5)}
     for seq_id, (prompt, max_tokens) in wanted.items():
@@ -88,5 +95,5 @@ def test_rows_that_decode_on_and_on_equal_generate(
     while served.turn():
         pass
 
-    assert num_steady > 20
+    assert 0 < num_looks < num_steps // 2  # rows that decode on are not looked at again
     assert served.output == {seq_id: reference(llama, *one) for seq_id, one in wanted.items()}
