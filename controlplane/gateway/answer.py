@@ -57,6 +57,7 @@ class Answer:
         self._stops = StopStrings(rules.stop)
         self._rules = rules
         self._eos_ids = eos_ids
+        self._is_plain = not rules.stop and not rules.wants_logprobs
         self._pending: deque[LogprobEntry] = deque()
         self._entries: list[LogprobEntry] = []
         self._decoded = 0
@@ -118,20 +119,33 @@ class Answer:
 
     def read(self) -> tuple[str, list[LogprobEntry]]:
         """The text and logprobs since the last call."""
-        text = "".join(self._unread)
-        entries, self._entries = self._entries, []
+        text, entries = "".join(self._unread), self._entries
         self._unread.clear()
+        if entries:
+            self._entries = []
         return text, entries
 
     def _push(self, tokens: Sequence[int], logprobs: Sequence[TokenLogprobs], finish: str) -> None:
         self.received.extend(tokens)
         if self.ended:
             return
+        if self._is_plain:
+            self._push_plain(tokens, finish)
+            return
         for index, token_id in enumerate(tokens):
             is_end = finish == "stop" and index == len(tokens) - 1 and token_id in self._eos_ids
             self._push_one(token_id, logprobs[index] if index < len(logprobs) else None, is_end)
             if self.stopped_by_string:
                 return
+
+    def _push_plain(self, tokens: Sequence[int], finish: str) -> None:
+        """Nothing to look for in the text, nothing to report beside it: as `_push_one` for each, in one go."""
+        self.num_output_tokens += len(tokens)
+        if finish == "stop" and tokens and tokens[-1] in self._eos_ids:
+            tokens = tokens[:-1]
+        if tokens and (text := self._detokenizer.push(tokens)):
+            self.parts.append(text)
+            self._unread.append(text)
 
     def _push_one(self, token_id: int, logprobs: TokenLogprobs | None, is_end: bool) -> None:
         self.num_output_tokens += 1

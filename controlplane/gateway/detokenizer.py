@@ -72,21 +72,28 @@ class ByteDetokenizer:
         self._special_ids = special_ids
         self._strip = strip
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._is_between_characters = True
 
     def push(self, token_ids: Sequence[int]) -> str:
         table, special = self._table, self._special_ids
         data = b"".join([table[i] for i in token_ids if i not in special and 0 <= i < len(table)])
-        return self._decoder.decode(self._without_leading_spaces(data))
+        if self._strip:
+            data = self._without_leading_spaces(data)
+        if self._is_between_characters and data.isascii():
+            return data.decode("ascii")
+        text = self._decoder.decode(data)
+        self._is_between_characters = not self._decoder.getstate()[0]
+        return text
 
     def flush(self) -> str:
         return self._decoder.decode(b"", final=True)
 
     def _without_leading_spaces(self, data: bytes) -> bytes:
-        if not self._strip or not data:
+        if not data:
             return data
-        num_leading = len(data) - len(data.lstrip(b" "))
-        kept = data[min(num_leading, self._strip) :]
-        self._strip = 0
+        num_stripped = min(len(data) - len(data.lstrip(b" ")), self._strip)
+        kept = data[num_stripped:]
+        self._strip = 0 if kept else self._strip - num_stripped
         return kept
 
 

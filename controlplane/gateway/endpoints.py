@@ -7,33 +7,22 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Final
+from typing import Any
 
 import msgspec
 
 from controlplane.common.body_limit import drain
 
-from .answer import FAILED, LogprobEntry
-from .errors import ApiError, BadRequest, BodyTooLarge, GenerationFailed, InternalError
+from .errors import ApiError, BadRequest, BodyTooLarge, InternalError
 from .live import LiveRequest
-from .responses import WAITING, ChatFormat, Format, TextFormat
+from .responses import ChatFormat, Format, TextFormat
 from .runtime import GatewayRuntime, current
 from .schema import Asked, read_chat, read_completion
+from .writer import ClientGone, Message, Send, Writer, send_json
 
 logger = logging.getLogger(__name__)
 Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-
-JSON: Final = (b"content-type", b"application/json")
-FIRST_WORD_S: Final = 5.0  # a stream says that it waits after this time, then now and then
-KEEP_ALIVE_S: Final = 15.0
-MAX_STALL_S: Final = 60.0  # a client that takes nothing for so long is gone
-
-
-class ClientGone(Exception):
-    """The client closed its connection, or takes nothing any more."""
 
 
 class Completion:
@@ -69,7 +58,8 @@ class Completion:
         live = await runtime.accept(key, asked, self.endpoint, headers_reading)
         watch = asyncio.ensure_future(_watch(receive, live))
         try:
-            answer = Writer(runtime, live, self.format(runtime, live, asked), asked, send)
+            wants_logprobs = asked.sampling.logprobs is not None
+            answer = Writer(runtime.requests, live, self.format(runtime, live, asked), wants_logprobs, send)
             await (answer.stream() if asked.stream else answer.whole())
         except asyncio.CancelledError:
             runtime.requests.leave(live)  # the server stops: what was accepted is finished without its client
@@ -107,120 +97,6 @@ class Completions(Completion):
         return TextFormat(live, asked.model, runtime.model.vocabulary, asked.include_usage, echo)
 
 
-class Writer:
-    """Writes one answer to one client."""
-
-    def __init__(
-        self, runtime: GatewayRuntime, live: LiveRequest, form: Format, asked: Asked, send: Send
-    ) -> None:
-        self._runtime = runtime
-        self._live = live
-        self._form = form
-        self._wants_logprobs = asked.sampling.logprobs is not None
-        self._send = send
-        self._is_started = False
-        self._spoke_reading = time.perf_counter()
-
-    async def whole(self) -> None:
-        """Wait for the end, then answer."""
-        live = self._live
-        while not live.answer.ended:
-            self._check_client()
-            await live.changed(KEEP_ALIVE_S)
-        self._raise_failure()
-        _, entries = live.answer.read()
-        body = self._form.body(live.answer.text, entries if self._wants_logprobs else None)
-        await send_json(self._send, 200, body, self._headers())
-        self._runtime.requests.finish(live)
-
-    async def stream(self) -> None:
-        """Server-sent events as tokens come; several at once where the client is slower than the model."""
-        live = self._live
-        while True:
-            self._check_client()
-            ended = live.answer.ended
-            text, entries = live.answer.read()
-            if ended:
-                self._raise_failure_before_start()
-                await self._end(text, entries)
-                return
-            if text or entries:
-                await self._write(self._deltas(text, entries))
-                self._note_first_token()
-                continue
-            await live.changed(self._time_to_speak())
-            await self._say_waiting()
-
-    async def _end(self, text: str, entries: list[LogprobEntry]) -> None:
-        live = self._live
-        if live.answer.finish_reason == FAILED:
-            await self._write(
-                _error_event(GenerationFailed(live.answer.error, code="generation_failed")), more=False
-            )
-            self._runtime.requests.finish(live)
-            return
-        deltas = self._deltas(text, entries) if text or entries else self._opening()
-        await self._write(deltas + self._form.last(), more=False)
-        self._note_first_token()
-        self._runtime.requests.finish(live)
-
-    def _deltas(self, text: str, entries: list[LogprobEntry]) -> bytes:
-        return self._opening() + self._form.delta(text, entries if self._wants_logprobs else None)
-
-    def _opening(self) -> bytes:
-        return b"" if self._live.first_reading is not None else self._form.first()
-
-    def _note_first_token(self) -> None:
-        if self._live.first_reading is None and self._live.answer.num_received:
-            self._runtime.requests.first_token(self._live)
-
-    async def _write(self, data: bytes, more: bool = True) -> None:
-        try:
-            async with asyncio.timeout(MAX_STALL_S):
-                if not self._is_started:
-                    self._is_started = True
-                    await self._send(
-                        {"type": "http.response.start", "status": 200, "headers": self._sse_headers()}
-                    )
-                await self._send({"type": "http.response.body", "body": data, "more_body": more})
-        except TimeoutError:
-            raise ClientGone from None
-        self._spoke_reading = time.perf_counter()
-
-    def _time_to_speak(self) -> float:
-        pause_s = KEEP_ALIVE_S if self._is_started else FIRST_WORD_S
-        return max(self._spoke_reading + pause_s - time.perf_counter(), 0.01)
-
-    async def _say_waiting(self) -> None:
-        """A comment that clients ignore and proxies see."""
-        if not self._live.is_gone and self._time_to_speak() <= 0.01 and not self._live.answer.ended:
-            await self._write(WAITING)
-
-    def _check_client(self) -> None:
-        if self._live.is_gone:
-            raise ClientGone
-
-    def _raise_failure_before_start(self) -> None:
-        if not self._is_started:
-            self._raise_failure()
-
-    def _raise_failure(self) -> None:
-        if self._live.answer.finish_reason == FAILED:
-            self._runtime.requests.finish(self._live)
-            raise GenerationFailed(self._live.answer.error, code="generation_failed")
-
-    def _headers(self) -> list[tuple[bytes, bytes]]:
-        return [(b"x-request-id", self._live.request_id.encode())]
-
-    def _sse_headers(self) -> list[tuple[bytes, bytes]]:
-        return [
-            (b"content-type", b"text/event-stream; charset=utf-8"),
-            (b"cache-control", b"no-store"),
-            (b"x-accel-buffering", b"no"),
-            *self._headers(),
-        ]
-
-
 async def _watch(receive: Receive, live: LiveRequest) -> None:
     """Notice that the client leaves."""
     while (await receive())["type"] != "http.disconnect":
@@ -254,13 +130,6 @@ async def read_body(headers: dict[bytes, bytes], receive: Receive, max_bytes: in
             return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
-async def send_json(send: Send, status: int, body: bytes, headers: list[tuple[bytes, bytes]]) -> None:
-    """One JSON response."""
-    length = (b"content-length", str(len(body)).encode())
-    await send({"type": "http.response.start", "status": status, "headers": [JSON, length, *headers]})
-    await send({"type": "http.response.body", "body": body})
-
-
 async def send_error(send: Send, error: ApiError) -> None:
     """An error in OpenAI's shape, with `Retry-After` where a retry helps."""
     headers: list[tuple[bytes, bytes]] = []
@@ -271,7 +140,3 @@ async def send_error(send: Send, error: ApiError) -> None:
     if error.status == 413:
         headers.append((b"connection", b"close"))
     await send_json(send, error.status, msgspec.json.encode(error.body()), headers)
-
-
-def _error_event(error: ApiError) -> bytes:
-    return b"data: " + msgspec.json.encode(error.body()) + b"\n\n"

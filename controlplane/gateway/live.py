@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from scheduler_worker.core.policy import ClassPolicy
@@ -41,24 +42,32 @@ class LiveRequest:
     is_gone: bool = False
     num_missed_looks: int = 0
     _waiter: asyncio.Future[None] | None = None
+    _take: Callable[[], bool] | None = None
 
     @property
     def request_id(self) -> str:
         return self.header.request_id
 
-    async def changed(self, timeout_s: float) -> None:
-        """Wait until there is something new, or the time is over. One waiter only."""
+    async def changed(self, timeout_s: float, take: Callable[[], bool]) -> None:
+        """Wait until there is something new that `take` leaves to us, or the time is over. One waiter only.
+
+        `take` is called at once where the news come, and must not fail: a task that is woken for every token costs
+        more than the token.
+        """
         loop = asyncio.get_running_loop()
-        self._waiter = loop.create_future()
+        self._waiter, self._take = loop.create_future(), take
         timer = loop.call_later(timeout_s, self._release)
         try:
             await self._waiter
         finally:
             timer.cancel()
+            self._waiter = self._take = None
 
     def wake(self) -> None:
         """Something is new."""
         self.changed_reading = time.perf_counter()
+        if self._waiter is None or self._waiter.done() or self._take is None or self._take():
+            return
         self._release()
 
     def _release(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
@@ -17,6 +18,7 @@ logger = logging.getLogger(__name__)
 BLOCK_MS: Final = 500
 MAX_ENTRIES: Final = 500
 RETRY_S: Final = 0.2
+TURN_S: Final = 0.002  # other work of the event loop has its turn after so long
 
 OnRow = Callable[[Frame, FrameRow], bool]  # whether the row's request is followed
 OnRequeued = Callable[[Requeued], None]
@@ -67,7 +69,11 @@ class OutputReader:
         """Handle what is there, waiting up to `BLOCK_MS` for the first; how many entries there were."""
         reply = await self._client.xread({self._key: self._last_id}, count=MAX_ENTRIES, block=BLOCK_MS)
         entries = _entries(reply)
+        began = time.perf_counter()
         for entry_id, fields in entries:
+            if time.perf_counter() - began > TURN_S:
+                await asyncio.sleep(0)
+                began = time.perf_counter()
             self._last_id = entry_id.decode()
             self._handle(fields)
         return len(entries)

@@ -46,6 +46,7 @@ class Format:
         start = _encode({**self._common, "object": self.part})[:-1]
         self._before = b"data: " + start + b',"choices":[{"index":0,'
         self._after = b'}],"usage":null}\n\n' if include_usage else b"}]}\n\n"
+        self._no_more = b',"logprobs":null,"finish_reason":null' + self._after
 
     def body(self, text: str, entries: Sequence[LogprobEntry] | None) -> bytes:
         """The whole answer of a request that did not stream."""
@@ -65,8 +66,9 @@ class Format:
 
     def delta(self, text: str, entries: Sequence[LogprobEntry] | None) -> bytes:
         """One event with more text."""
-        logprobs = _encode(self.logprobs(entries)) if entries is not None else b"null"
-        return self._event(self._part(text), logprobs, b"null")
+        if entries is None:
+            return b"".join((self._before, self._part(text), self._no_more))
+        return self._event(self._part(text), _encode(self.logprobs(entries)), b"null")
 
     def last(self) -> bytes:
         """The event with the finish reason, the usage if asked for, and the end."""

@@ -14,7 +14,7 @@ import redis
 from django.db import OperationalError
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from controlplane.gateway import acceptance, endpoints
+from controlplane.gateway import acceptance, endpoints, writer
 from controlplane.inference.models import InferenceRequest
 from controlplane.inference.services import record_accepted
 from scheduler_worker.protocol import keys
@@ -90,7 +90,7 @@ def test_a_restarted_valkey_that_lost_its_scripts_gets_them_again(
 def test_a_client_that_takes_nothing_is_given_up_and_its_sequence_cancelled(
     gateway: Gateway, tenant: Tenant, worker: ScriptedWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoints, "MAX_STALL_S", 0.3)
+    monkeypatch.setattr(writer, "MAX_STALL_S", 0.3)
     wait_until(lambda: gateway.runtime.view.has_worker)
     worker.answer = lambda _: [5] * 200
     worker.step_s = 0.02
@@ -119,7 +119,7 @@ async def serve_to_nobody(token: str) -> None:
 def test_a_stream_that_waits_says_so(
     http: httpx.Client, worker: ScriptedWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(endpoints, "FIRST_WORD_S", 0.1)
+    monkeypatch.setattr(writer, "FIRST_WORD_S", 0.1)
     worker.gate.clear()
     with http.stream("POST", "/v1/chat/completions", json=CHAT | {"stream": True}) as response:
         lines = response.iter_lines()
