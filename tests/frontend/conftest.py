@@ -27,20 +27,50 @@ class Mock:
             answer.read()
 
 
-@pytest.fixture
-def mock() -> Iterator[Mock]:
-    """A backend per test, so that what one test publishes is not the next one's start."""
+class Backends:
+    """Starts mock backends, each one ahead of its need: a test does not wait for Node."""
+
+    def __init__(self) -> None:
+        self._next = _start()
+
+    def take(self) -> subprocess.Popen[str]:
+        """One that nobody has used."""
+        taken, self._next = self._next, _start()
+        return taken
+
+    def end(self) -> None:
+        _end(self._next)
+
+
+def _start() -> subprocess.Popen[str]:
     vite = ui.FRONTEND / "node_modules" / "vite" / "bin" / "vite.js"
     command = ["node", str(vite), "preview", "--mode", "mock", "--host", "127.0.0.1", "--port", "0"]
-    process = subprocess.Popen(
+    return subprocess.Popen(
         command, cwd=ui.FRONTEND, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env={**os.environ, "NO_COLOR": "1"},
     )  # fmt: skip
+
+
+def _end(process: subprocess.Popen[str]) -> None:
+    process.terminate()
+    process.wait(20)
+
+
+@pytest.fixture(scope="session")
+def backends() -> Iterator[Backends]:
+    started = Backends()
+    yield started
+    started.end()
+
+
+@pytest.fixture
+def mock(backends: Backends) -> Iterator[Mock]:
+    """A backend per test, so that what one test publishes is not the next one's start."""
+    process = backends.take()
     try:
         yield Mock(_address(process))
     finally:
-        process.terminate()
-        process.wait(20)
+        _end(process)
 
 
 def _address(process: subprocess.Popen[str]) -> str:

@@ -51,7 +51,7 @@ def test_a_killed_worker_loses_and_doubles_no_token(fleet: Fleet) -> None:
 
 def test_a_hung_worker_publishes_nothing_once_others_took_over(fleet: Fleet) -> None:
     hung = fleet.start("w1", step_s=0.02)
-    fleet.client.send("a", prompt(1), max_tokens=400)
+    fleet.client.send("a", prompt(1), max_tokens=200)
     fleet.client.wait_for_tokens("a", 5)
     hung.signal(signal.SIGSTOP)
     fleet.start("w2", step_s=0.02)
@@ -59,7 +59,7 @@ def test_a_hung_worker_publishes_nothing_once_others_took_over(fleet: Fleet) -> 
     fleet.client.wait_for_tokens("a", fleet.client.num_tokens("a") + 3)
     hung.signal(signal.SIGCONT)
     fleet.client.wait_for_end()
-    assert fleet.client.outputs["a"].tokens == continuation(prompt(1), 400)
+    assert fleet.client.outputs["a"].tokens == continuation(prompt(1), 200)
     assert fleet.client.faults() == {}
 
 
