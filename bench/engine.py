@@ -161,8 +161,7 @@ class Loop:
         wait_s, device_s, num_tokens = 0.0, 0.0, 0
         if self._in_flight and (not launched or len(self._in_flight) >= self._max_in_flight):
             begun = time.perf_counter()
-            while not self._executor.ready():
-                pass
+            self._executor.wait()
             wait_s = time.perf_counter() - begun
             num_tokens, device_s = self._collect()
         return Turn(time.perf_counter() - started, wait_s, device_s, num_tokens)

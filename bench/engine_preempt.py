@@ -140,8 +140,7 @@ class PreemptBench:
         return time.perf_counter()
 
     def _collect(self) -> StepOutput:
-        while not self._executor.ready():
-            pass
+        self._executor.wait()
         self._in_flight -= 1
         output = self._executor.collect()
         failed = [row.error for row in output.rows if row.error]

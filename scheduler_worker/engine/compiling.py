@@ -6,7 +6,7 @@ cached; one layer takes one. The price is one small kernel a layer, since nothin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import Any
@@ -16,6 +16,7 @@ from torch._inductor import config as inductor_config
 from torch.nn import Embedding, Module, ModuleList
 from transformers import PreTrainedModel
 
+from scheduler_worker.engine.attention.base import LayerSpec
 from scheduler_worker.engine.overlap import overlaps
 
 Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -41,6 +42,36 @@ class CompiledParts:
         finally:
             for part in self._forwards:
                 del part.forward
+
+
+@contextmanager
+def first_of_each_kind(model: PreTrainedModel, specs: Sequence[LayerSpec]) -> Iterator[None]:
+    """The model has only so many of its first layers, while the context lasts, that each kind is among them.
+
+    Enough for a run that is to compile and load what the whole model needs. `specs` says how each layer attends.
+    """
+    cut: list[tuple[Module, str, Module]] = []
+    for owner in list(model.modules()):
+        for name, stack in list(owner.named_children()):
+            if _is_stack(stack) and len(stack) == len(specs):  # type: ignore[arg-type]
+                cut.append((owner, name, stack))
+    for owner, name, stack in cut:
+        layers = list(stack.children())
+        setattr(owner, name, ModuleList(layers[: _num_until_each_kind(layers, specs)]))
+    try:
+        yield
+    finally:
+        for owner, name, stack in cut:
+            setattr(owner, name, stack)
+
+
+def _num_until_each_kind(layers: Sequence[Module], specs: Sequence[LayerSpec]) -> int:
+    kinds = [(spec, *map(_makeup, layer.modules())) for layer, spec in zip(layers, specs, strict=True)]
+    return max(kinds.index(kind) for kind in kinds) + 1
+
+
+def _makeup(part: Module) -> tuple[Any, ...]:
+    return type(part), *(one.shape for one in part.parameters(recurse=False))
 
 
 def _compile(call: Callable[..., Any]) -> Callable[..., Any]:

@@ -19,10 +19,11 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from scheduler_worker.engine.attention.base import LayerSpec
 from scheduler_worker.engine.attention.capturable import GraphShape, MakeCapturable, PinnedMirror
 from scheduler_worker.engine.attention.opaque import OPAQUE_NAME, attending, number_layers
 from scheduler_worker.engine.batch import PackedBatch
-from scheduler_worker.engine.compiling import CompiledParts
+from scheduler_worker.engine.compiling import CompiledParts, first_of_each_kind
 from scheduler_worker.engine.inspection import own_attention
 from scheduler_worker.engine.kv_cache import KVCache
 from scheduler_worker.engine.rotary import one_rotary_kernel
@@ -93,8 +94,7 @@ class StepGraph:
         self._inputs.upload()
 
     def capture(self, forward: Forward, pool: Any) -> None:
-        """Record the graph. A run before it compiles what this shape needs, which a recording could not."""
-        self.run_once(forward)
+        """Record the graph. `run_once` has compiled what its shape needs, which a recording could not."""
         with attending(self._attention.attend), torch.cuda.graph(self._graph, pool=pool):
             self._logits, self._ids, self._peaks = self._step(forward)
 
@@ -167,9 +167,11 @@ class StepGraphs:
         cache: KVCache,
         make_attention: MakeCapturable,
         last_ids: torch.Tensor,
+        layers: tuple[LayerSpec, ...],
         compile_model: bool,
     ) -> None:
         self._model = model
+        self._layers = layers
         self._last_ids = last_ids
         number_layers(model)
         self._parts = CompiledParts(model) if compile_model else None
@@ -229,11 +231,13 @@ class StepGraphs:
         torch.cuda.empty_cache()
         started, free = time.perf_counter(), torch.cuda.mem_get_info()[0]
         pool, shapes = torch.cuda.graph_pool_handle(), self._shapes
+        self._graphs = {shape: self._build(shape) for shape in shapes}
         with self._capturable_model():
-            for number, shape in enumerate(shapes, start=1):
-                graph = self._build(shape)
+            with first_of_each_kind(self._model, self._layers):
+                for graph in self._graphs.values():
+                    graph.run_once(self._next_tokens)
+            for number, graph in enumerate(self._graphs.values(), start=1):
                 graph.capture(self._next_tokens, pool)
-                self._graphs[shape] = graph
                 if number == 1 or number % 16 == 0:
                     logger.info("captured %d of %d CUDA graphs", number, len(shapes))
         self._staged.record()

@@ -12,6 +12,7 @@ import platform
 import secrets
 import time
 from collections import deque
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -37,6 +38,7 @@ from scheduler_worker.engine.fusing import fuse_linears
 from scheduler_worker.engine.inspection import check_logits, check_tokens, inspect_model, refuse_if_different
 from scheduler_worker.engine.kv_cache import KVCache, kv_shape
 from scheduler_worker.engine.loading import LoadedModel, fingerprint
+from scheduler_worker.engine.mapped import Landing, landings
 from scheduler_worker.engine.outputs import NOT_FINITE, LaunchedStep, filled_blocks, step_rows
 from scheduler_worker.engine.packing import pack_linears, unpack_linears
 from scheduler_worker.engine.pinned_checkpoints import PinnedCheckpoints
@@ -91,11 +93,14 @@ class TorchExecutor:
         self._last_ids = torch.zeros(settings.num_slots + 1, dtype=torch.int64, device=self._device)
         self._sequences: dict[str, EngineSequence] = {}
         self._launched: deque[LaunchedStep] = deque()
+        self._landings: Iterator[Landing] | None = None
+        if not self._on_host:  # one more than may be launched
+            self._landings = landings(self._max_in_flight_steps + 1, settings.num_slots, self._device)
         self._stager = Stager(self._sequences, self._tables, shape.block_size, self._occupy)
         clock.ended("cache")
         with ThreadPoolExecutor(1, thread_name_prefix="attention") as beside:
             prepared = beside.submit(self._backend.prepare)
-            self._graphs = self._compile(settings)  # minutes without a cache, both
+            self._graphs = self._compile(settings, layers)  # minutes without a cache, both
             clock.ended("compiling")
             prepared.result()
         clock.ended("attention")
@@ -168,18 +173,15 @@ class TorchExecutor:
             self._checkpoints.forget(swap_in.seq_id)
         self._launched.append(step)
 
-    def ready(self) -> bool:
-        """Whether `collect` would return without waiting."""
-        if not self._launched:
-            return False
-        timing = self._launched[0].timing
-        return timing is None or timing[1].query()
+    def wait(self) -> None:
+        """Until `collect` would not wait."""
+        if self._launched and (landing := self._launched[0].landing) is not None:
+            landing.done.synchronize()
 
     def collect(self) -> StepOutput:
         """The output of the oldest launched step; waits for it."""
+        self.wait()
         step = self._launched.popleft()
-        if step.timing is not None:
-            step.timing[1].synchronize()
         rows = step_rows(step)
         if step.rows is not None:
             for row in step.broken:
@@ -245,20 +247,22 @@ class TorchExecutor:
         self._sampler.occupy(slot, sequence)
 
     def _compute(self, step: LaunchedStep, rows: StepRows) -> None:
-        timing = self._start_timing()
+        landing = None if self._landings is None else next(self._landings)
+        if landing is not None:
+            landing.started.record()
         batch = self._packer.pack(rows)
         captured = self._graphs.run(batch) if self._graphs else None
         if captured is None:
             sampled = self._sampler.sample(self._forward(batch), batch.sampling)
-            step.forward_s = self._runner.forward_s if timing is None else 0.0
+            step.forward_s = self._runner.forward_s if landing is None else 0.0
         else:
             sampled = self._sampler.sample(captured.logits, batch.sampling, captured.likeliest)
         if self._max_in_flight_steps > 1 and (captured is None or sampled is not captured.likeliest):
             self._keep_for_next_step(batch, sampled)
-        step.sampled = sampled if timing is None else sampled.to_host()
-        if timing is not None:
-            timing[1].record()
-        step.timing = timing
+        if landing is not None:
+            sampled = landing.bring(sampled)
+            landing.done.record()
+        step.sampled, step.landing = sampled, landing
 
     def _forward(self, batch: PackedBatch) -> torch.Tensor:
         """`[rows, vocab]` logits by the eager model."""
@@ -268,7 +272,7 @@ class TorchExecutor:
         self._runner.plan(batch.attention)
         return self._runner.forward(inputs.input_ids, inputs.position_ids, inputs.last_tokens)
 
-    def _compile(self, settings: EngineSettings) -> StepGraphs | None:
+    def _compile(self, settings: EngineSettings, layers: tuple[LayerSpec, ...]) -> StepGraphs | None:
         if not settings.cuda_graphs or self._device.type != "cuda":
             return None
         num_columns = self._tables.table.shape[1]
@@ -276,15 +280,8 @@ class TorchExecutor:
         if make_attention is None:
             return None
         return StepGraphs(
-            self._loaded.model, self._cache, make_attention, self._last_ids, settings.compile_model
+            self._loaded.model, self._cache, make_attention, self._last_ids, layers, settings.compile_model
         )
-
-    def _start_timing(self) -> tuple[torch.cuda.Event, torch.cuda.Event] | None:
-        if self._on_host:
-            return None
-        started, done = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        started.record()
-        return started, done
 
     def _feed(self, batch: PackedBatch, input_ids: torch.Tensor) -> None:
         """Fill in the tokens that earlier steps left on the device."""

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from itertools import repeat
 from math import isfinite
 
-import torch
-
 from scheduler_worker.core.chunks import StepChunks
 from scheduler_worker.core.plan import FilledBlock, StepPlan
 from scheduler_worker.engine.attention.base import IntArray
+from scheduler_worker.engine.mapped import Landing
 from scheduler_worker.engine.rows import StepRows
 from scheduler_worker.engine.sampling import Sampled
 from scheduler_worker.engine.sequences import EngineSequence
@@ -33,16 +32,16 @@ class LaunchedStep:
     sampled: Sampled | None = None
     forward_s: float = 0.0
     host_s: float = 0.0
-    timing: tuple[torch.cuda.Event, torch.cuda.Event] | None = None
+    landing: Landing | None = None
     broken: list[int] = field(default_factory=list)
     is_plain: bool = False
 
     def duration_s(self) -> float:
         """The device's time for this step, in seconds; call once it is done."""
-        if self.timing is None:
+        if self.landing is None:
             return self.host_s
-        started, done = self.timing
-        return started.elapsed_time(done) / 1e3
+        seconds: float = self.landing.started.elapsed_time(self.landing.done) / 1e3
+        return seconds
 
 
 def step_rows(step: LaunchedStep) -> tuple[RowOutput, ...]:

@@ -60,17 +60,11 @@ class Sampled:
     top_logprobs: torch.Tensor | None = None
     top_ids: torch.Tensor | None = None
 
-    def to_host(self) -> Sampled:
-        """Copies on their way to pinned host memory; readable once the stream has got there."""
-        return Sampled(
-            _download(self.ids),
-            _download(self.peaks),
-            self.logprob_rows,
-            *(
-                t if t is None else _download(t)
-                for t in (self.chosen_logprobs, self.top_logprobs, self.top_ids)
-            ),
-        )
+    def beside(self, ids: torch.Tensor, peaks: torch.Tensor) -> Sampled:
+        """With these ids and peaks, which are on the host or will be; log probabilities, where there are some, are on
+        their way to pinned memory too."""
+        rest = (self.chosen_logprobs, self.top_logprobs, self.top_ids)
+        return Sampled(ids, peaks, self.logprob_rows, *(t if t is None else _download(t) for t in rest))
 
 
 def _download(tensor: torch.Tensor) -> torch.Tensor:

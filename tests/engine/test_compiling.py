@@ -10,8 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from scheduler_worker.engine.attention.opaque import OPAQUE_NAME, attending, number_layers
-from scheduler_worker.engine.compiling import CompiledParts
-from scheduler_worker.engine.inspection import check_logits, own_attention
+from scheduler_worker.engine.compiling import CompiledParts, first_of_each_kind
+from scheduler_worker.engine.inspection import check_logits, inspect_model, own_attention
 from scheduler_worker.engine.skinny import skinny_linears
 from tests.engine.models import FAMILIES, make_model
 
@@ -87,3 +87,21 @@ def test_the_model_is_its_own_again_afterwards() -> None:
     check_logits(model)
 
     assert compiler.num_graphs == 0
+
+
+@pytest.mark.parametrize("family", list(FAMILIES))
+def test_a_cut_model_has_every_kind_of_its_layers(family: str) -> None:
+    model = make_model(family)
+    attention = model.config._attn_implementation
+    number_layers(model)
+    own, specs = check_logits(model), inspect_model(model, family)
+    with own_attention(model, OPAQUE_NAME), first_of_each_kind(model, specs):
+        asked: list[int] = []
+        with attending(plain_attention(asked)):
+            check_logits(model)
+
+    assert asked == list(range(len(asked)))
+    assert {specs[layer] for layer in asked} == set(specs)
+    assert len(asked) == 1 + max(specs.index(spec) for spec in specs)
+    model.set_attn_implementation(attention)
+    assert torch.allclose(check_logits(model), own)  # and is whole again

@@ -69,8 +69,8 @@ class FakeExecutor:
             raise OutOfMemory(f"{len(plan.chunks)} rows, room for {self.max_rows}")
         self.launched.append(plan)
 
-    def ready(self) -> bool:
-        return bool(self.launched)
+    def wait(self) -> None:
+        """Nothing: steps are computed when they are collected."""
 
     def collect(self) -> StepOutput:
         plan = self.launched.popleft()

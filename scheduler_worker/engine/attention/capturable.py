@@ -10,6 +10,7 @@ import numpy.typing as npt
 import torch
 
 from scheduler_worker.engine.attention.base import AttentionBatch
+from scheduler_worker.engine.mapped import mapped, move
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +35,16 @@ class PinnedMirror:
     """An array on the host and its copy on the device, of the same fixed addresses in every step."""
 
     def __init__(self, size: int, dtype: torch.dtype, device: torch.device) -> None:
-        self._host = torch.zeros(size, dtype=dtype, pin_memory=True)
+        self._host, self._source = mapped(size, dtype, device)
         self.host: npt.NDArray[Any] = self._host.numpy()
         self.device = torch.zeros(size, dtype=dtype, device=device)
 
     def upload(self, size: int) -> None:
         """Send the first `size` elements; the host's copy must stay as it is until the stream got there."""
-        self.device[:size].copy_(self._host[:size], non_blocking=True)
+        if size == len(self._host):
+            move(self._source, self.device)
+        else:
+            move(self._source[:size], self.device[:size])
 
 
 class CapturableAttention(Protocol):
