@@ -43,15 +43,16 @@ def data_dir() -> Iterator[Path]:
     shutil.rmtree(folder)
 
 
+@pytest.fixture(scope="class")
+def demo(data_dir: Path, demo_model_dir: Path) -> Iterator[RunningDemo]:
+    running = start_demo(data_dir, demo_model_dir, "--no-load")
+    yield running
+    running.end(signal.SIGTERM)
+    print(running.logs())  # shown by pytest when the last test failed
+
+
 class TestWhileItRuns:
     """One demo for all of these."""
-
-    @pytest.fixture(scope="class")
-    def demo(self, data_dir: Path, demo_model_dir: Path) -> Iterator[RunningDemo]:
-        running = start_demo(data_dir, demo_model_dir, "--no-load")
-        yield running
-        running.end(signal.SIGTERM)
-        print(running.logs())  # shown by pytest when the last test failed
 
     def test_it_streams_a_real_answer_and_is_ready(self, demo: RunningDemo) -> None:
         assert httpx.get(f"{demo.info['url']}/readyz").status_code == 200
