@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
+from http.client import HTTPConnection
 from typing import Any
 
 import httpx
@@ -218,3 +220,28 @@ async def test_the_async_client_streams_many_at_once(
 def test_the_response_names_the_request(http: httpx.Client) -> None:
     response = http.post("/v1/chat/completions", json={"model": MODEL_NAME, "messages": HELLO})
     assert json.loads(response.content)["id"] == "chatcmpl-" + response.headers["x-request-id"]
+
+
+def test_requests_leave_nothing_for_the_garbage_collector(
+    gateway: Gateway, tenant: Tenant, worker: ScriptedWorker
+) -> None:
+    """What the gateway's rare full collections rest on."""
+    body = json.dumps({"model": MODEL_NAME, "messages": HELLO, "stream": True})
+    wait_until(lambda: gateway.runtime.view.has_worker)
+    connection = HTTPConnection(gateway.url.removeprefix("http://"))
+
+    def ask(num: int) -> None:
+        for _ in range(num):
+            headers = {"Authorization": f"Bearer {tenant.token}", "Content-Type": "application/json"}
+            connection.request("POST", "/v1/chat/completions", body, headers)
+            assert connection.getresponse().read().endswith(b"data: [DONE]\n\n")
+
+    ask(3)
+    gc.collect()
+    gc.disable()
+    try:
+        ask(100)
+        num_unreachable = gc.collect()
+    finally:
+        gc.enable()
+    assert num_unreachable < 2 * 100  # a cycle has two objects or more; each batch of records leaves some
