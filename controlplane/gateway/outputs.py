@@ -50,6 +50,7 @@ class OutputReader:
         self._last_id = last_id
         self._finishing: dict[str, str] = {}
         self._trimmed_to = ""
+        self._turn_ends_at = 0.0
         self._is_stopped = False
 
     async def run(self) -> None:
@@ -69,13 +70,10 @@ class OutputReader:
         """Handle what is there, waiting up to `BLOCK_MS` for the first; how many entries there were."""
         reply = await self._client.xread({self._key: self._last_id}, count=MAX_ENTRIES, block=BLOCK_MS)
         entries = _entries(reply)
-        began = time.perf_counter()
+        self._turn_ends_at = time.perf_counter() + TURN_S
         for entry_id, fields in entries:
-            if time.perf_counter() - began > TURN_S:
-                await asyncio.sleep(0)
-                began = time.perf_counter()
             self._last_id = entry_id.decode()
-            self._handle(fields)
+            await self._handle(fields)
         return len(entries)
 
     def recorded(self, request_id: str) -> None:
@@ -93,7 +91,7 @@ class OutputReader:
         """The stream is of no more use."""
         await self._client.delete(self._key)
 
-    def _handle(self, fields: Mapping[bytes, bytes]) -> None:
+    async def _handle(self, fields: Mapping[bytes, bytes]) -> None:
         try:
             entry = scripts.read_output(fields)
         except ProtocolError as error:
@@ -103,8 +101,16 @@ class OutputReader:
             self._on_requeued(entry)
             return
         for row in entry.rows:
-            if self._on_row(entry, row) and row.finish:
+            if time.perf_counter() > self._turn_ends_at:
+                await self._let_others_run()
+            if row.finish:
                 self._finishing[row.request_id] = self._last_id
+            if not self._on_row(entry, row):
+                self._finishing.pop(row.request_id, None)
+
+    async def _let_others_run(self) -> None:
+        await asyncio.sleep(0)
+        self._turn_ends_at = time.perf_counter() + TURN_S
 
 
 def _entries(reply: Any) -> list[tuple[bytes, dict[bytes, bytes]]]:
