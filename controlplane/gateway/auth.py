@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -15,7 +16,9 @@ from scheduler_worker.core.policy import ClassPolicy, Policy
 from .database import DatabaseThreads
 from .errors import BadRequest, Forbidden, Unauthenticated
 
+logger = logging.getLogger(__name__)
 CACHE_S: Final = 5.0
+RENEW_BEFORE_S: Final = 2.0
 MAX_CACHED: Final = 10_000
 MAX_TOKEN_CHARACTERS: Final = 512
 NO_KEY: Final = 'No API key. Send "Authorization: Bearer <key>".'
@@ -34,14 +37,21 @@ class Keys:
         """The key of an `Authorization` header; raises `Unauthenticated`."""
         token = _bearer_token(authorization)
         digest = hashlib.sha256(token.encode()).digest()
-        cached = self._cache.get(digest)
-        if cached is None or cached[0] < time.monotonic():
+        cached, now = self._cache.get(digest), time.monotonic()
+        if cached is None or cached[0] < now:
             info = await asyncio.shield(self._lookup(digest, token))
         else:
             info = cached[1]
+            if cached[0] - RENEW_BEFORE_S < now:
+                self._renew(digest, token)
         if info is None:
             raise Unauthenticated("This API key is not valid: unknown, expired or revoked.")
         return info
+
+    def _renew(self, digest: bytes, token: str) -> None:
+        """Look a key in use up again before its facts are too old: nobody waits for it."""
+        if digest not in self._running:
+            self._lookup(digest, token).add_done_callback(_note_failure)
 
     def _lookup(self, digest: bytes, token: str) -> asyncio.Task[KeyInfo | None]:
         """One query however many requests wait for it."""
@@ -60,6 +70,12 @@ class Keys:
         if len(self._cache) > MAX_CACHED:
             self._cache.popitem(last=False)
         return info
+
+
+def _note_failure(task: asyncio.Task[KeyInfo | None]) -> None:
+    """Whoever comes once the facts are too old asks again, and is told."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        logger.warning("a key could not be looked up again: %s", error)
 
 
 def _bearer_token(authorization: bytes | None) -> str:
