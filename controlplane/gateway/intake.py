@@ -19,6 +19,7 @@ from .schema import Asked
 from .tokenizer import TextModel
 
 LONG_TEXT: Final = 4_000  # characters; tokenizing more would hold up the other streams
+LONG_PROMPT: Final = 4_000  # tokens; so would hashing more
 TOO_LONG: Final = "context_length_exceeded"
 
 
@@ -51,8 +52,10 @@ class Sized:
         return self._hashes[block_size]
 
 
-async def measure(asked: Asked, model: TextModel, rules: ClassPolicy, context: int) -> Sized:
-    """Tokenize and settle the lengths; raises `BadRequest`. Long texts are tokenized in a thread."""
+async def measure(
+    asked: Asked, model: TextModel, rules: ClassPolicy, context: int, block_size: int | None = None
+) -> Sized:
+    """Tokenize and settle the lengths; raises `BadRequest`. What is long is tokenized and hashed in a thread."""
     long = (asked.text or "") if not asked.is_chat else "".join(one["content"] for one in asked.messages)
     if len(long) > LONG_TEXT:
         token_ids = await asyncio.to_thread(_encode, asked, model)
@@ -66,7 +69,10 @@ async def measure(asked: Asked, model: TextModel, rules: ClassPolicy, context: i
             code="invalid_value",
             param="min_tokens",
         )
-    return Sized(token_ids, msgspec.structs.replace(asked.sampling, max_tokens=limit))
+    sized = Sized(token_ids, msgspec.structs.replace(asked.sampling, max_tokens=limit))
+    if len(token_ids) > LONG_PROMPT:
+        await asyncio.to_thread(sized.hashes, block_size)
+    return sized
 
 
 def _encode(asked: Asked, model: TextModel) -> list[int]:
@@ -91,7 +97,7 @@ def _check_tokens(asked: Asked, token_ids: list[int], model: TextModel) -> None:
             f"{name}: the prompt is empty; it needs at least one token.", code="empty_prompt", param=name
         )
     size = model.vocabulary.size
-    if asked.token_ids is not None and not all(0 <= one < size for one in token_ids):
+    if asked.token_ids is not None and not 0 <= min(token_ids) <= max(token_ids) < size:
         raise BadRequest(f"prompt: token ids go from 0 to {size - 1}.", code="invalid_value", param="prompt")
     if any(one >= size for one in asked.sampling.logit_bias):
         raise BadRequest(

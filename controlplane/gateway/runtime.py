@@ -240,7 +240,7 @@ class GatewayRuntime:
             raise Unavailable("This gateway is stopping. Try again.", retry_after_s=1.0)
         policy = self.admission.policy()
         rules = choose_class(key, policy, asked.priority)
-        sized = await measure(asked, self.model, rules, self.context)
+        sized = await measure(asked, self.model, rules, self.context, self.view.block_size)
         request_id = str(uuid.uuid4())
         cost = await self.admission.admit(key, policy, rules, request_id, sized)
         header = self._header(request_id, key, rules, sized, headers_reading, cost)

@@ -57,7 +57,7 @@ class TextModel:
 
     def encode_prompt(self, text: str) -> list[int]:
         """Token ids of a plain prompt, with what the tokenizer adds itself (such as BOS)."""
-        return list(self.tokenizer.encode(text, add_special_tokens=True).ids)
+        return _ids(self.tokenizer, text, add_special_tokens=True)
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Token ids of a conversation through the chat template; raises `TemplateRefused`.
@@ -67,7 +67,7 @@ class TextModel:
         if self.template is None:
             raise TemplateRefused("this model has no chat template; use /v1/completions")
         if self.special_names is None or not any(self._spells_control(message) for message in messages):
-            return list(self.tokenizer.encode(self.template.render(messages), add_special_tokens=False).ids)
+            return _ids(self.tokenizer, self.template.render(messages))
         return self._encode_marked(self.template.render([self._mark(message) for message in messages]))
 
     def decode(self, token_ids: Sequence[int]) -> str:
@@ -101,7 +101,12 @@ class TextModel:
 
     def _encode_plain(self, text: str) -> list[int]:
         plain = text.replace(_MARK, "")
-        return list(self.plain_tokenizer.encode(plain, add_special_tokens=False).ids) if plain else []
+        return _ids(self.plain_tokenizer, plain) if plain else []
+
+
+def _ids(tokenizer: Tokenizer, text: str, add_special_tokens: bool = False) -> list[int]:
+    """A batch of one: unlike `encode` it lets go of the interpreter's lock, and without offsets it is faster."""
+    return list(tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids)
 
 
 def _insert_mark(match: re.Match[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -129,3 +130,19 @@ def test_a_template_in_the_tokenizers_configuration_is_used(tmp_path: Path) -> N
     (tmp_path / "tokenizer_config.json").write_text(json.dumps(known | {"chat_template": templates}))
     model = load_text_model(str(tmp_path))
     assert model.tokenizer.decode(model.encode_chat(HELLO)) == "yes"
+
+
+async def test_other_work_goes_on_while_a_long_text_is_tokenized(tiny_model: TextModel) -> None:
+    num_turns = 0
+
+    async def other_work() -> None:
+        nonlocal num_turns
+        while True:
+            await asyncio.sleep(0.001)
+            num_turns += 1
+
+    beside = asyncio.ensure_future(other_work())
+    text = "The gateway speaks text and the workers speak tokens. " * 10_000
+    assert await asyncio.to_thread(tiny_model.encode_prompt, text)
+    beside.cancel()
+    assert num_turns >= 5
