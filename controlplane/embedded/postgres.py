@@ -98,6 +98,9 @@ class Postgres:
             "max_connections": "200",
             "timezone": "UTC",
             "log_timezone": "UTC",
+            # A new WAL file filled with zeros first holds up every commit, 40 to 80 ms each 16 MiB. It is as durable
+            # without; steady installations reuse their files.
+            "wal_init_zero": "off",
         }
         if not self.durable:
             settings |= {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
