@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -148,7 +149,9 @@ def _print_watched(found: dict[str, Any]) -> None:
     for name, one in found["turns"].items():
         lines[name] = one["cpu"] | {"wall max_ms": one["wall"]["max_ms"]}
     for name, one in lines.items():
-        print(f"{name[:40]:40}", "  ".join(f"{key.removesuffix('_ms')} {value:g}" for key, value in one.items()))
+        print(
+            f"{name[:40]:40}", "  ".join(f"{key.removesuffix('_ms')} {value:g}" for key, value in one.items())
+        )
 
 
 def cpu_s(process: psutil.Process) -> float:
@@ -171,7 +174,12 @@ def _open_figures(
         "cpu_ms_per_request": 1e3 * used_s / max(seen.num_requests, 1),
         "cpu_us_per_event": 1e6 * used_s / max(seen.num_events, 1),
     }
-    parts = {"queued_after": queued_after_s, "first": seen.first_s, "end": seen.end_s, "client_late": seen.late_s}
+    parts = {
+        "queued_after": queued_after_s,
+        "first": seen.first_s,
+        "end": seen.end_s,
+        "client_late": seen.late_s,
+    }
     for name, times in parts.items():
         ordered = sorted(times)
         for point, share in (("p50", 0.5), ("p99", 0.99), ("max", 1.0)):
@@ -241,7 +249,8 @@ def _web_process(options: argparse.Namespace, watched: Path) -> Iterator[psutil.
         _wait_ready(f"http://127.0.0.1:{options.port}/readyz")
         yield psutil.Process(running.pid)
     finally:
-        running.terminate()
+        # uvicorn ends by the signal that it was sent: a profile is written at an interrupt only.
+        running.send_signal(signal.SIGINT if options.profile else signal.SIGTERM)
         running.wait(timeout=30)
 
 

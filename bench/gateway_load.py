@@ -151,7 +151,9 @@ def worker_process(url: str, num_tokens: int, step_s: float, tokens_per_step: in
 
 
 def _work(url: str, num_tokens: int, step_s: float, tokens_per_step: int, ready: Event, stop: Event) -> None:
-    worker = ScriptedWorker(url, POOL, lambda _: [5] * num_tokens, eos_id=2, step_s=step_s, max_model_len=4096)
+    worker = ScriptedWorker(
+        url, POOL, lambda _: [5] * num_tokens, eos_id=2, step_s=step_s, max_model_len=4096
+    )
     worker.tokens_per_step = tokens_per_step
     worker.start()
     ready.set()
@@ -184,7 +186,10 @@ class Fleet:
 
     async def _say(self, message: GatewayTelemetry | WorkerTelemetry) -> None:
         await self._client.xadd(
-            keys.TELEMETRY.of(POOL), stream_fields(message), maxlen=keys.TELEMETRY_MAX_ENTRIES, approximate=True
+            keys.TELEMETRY.of(POOL),
+            stream_fields(message),
+            maxlen=keys.TELEMETRY_MAX_ENTRIES,
+            approximate=True,
         )
 
     def _id(self) -> str:
@@ -225,16 +230,29 @@ class Fleet:
 
     @staticmethod
     def _refusal(at: float, class_id: str) -> EventRecord:
-        numbers = {"wait_s": 0.9, "predicted_s": 1.0, "bound_s": 0.5, "retry_after_s": 3.0, "num_prompt_tokens": 175}
+        numbers = {
+            "wait_s": 0.9,
+            "predicted_s": 1.0,
+            "bound_s": 0.5,
+            "retry_after_s": 3.0,
+            "num_prompt_tokens": 175,
+        }
         return EventRecord(
-            at=at, kind="rejected", reason="predicted_ttft", class_id=class_id, tenant="tenant", numbers=dict(numbers)
+            at=at,
+            kind="rejected",
+            reason="predicted_ttft",
+            class_id=class_id,
+            tenant="tenant",
+            numbers=dict(numbers),
         )
 
     def _worker(self, class_ids: list[str]) -> WorkerTelemetry:
         at = time.time()
         ended = [self._id() for _ in range(len(self._gateways) * self._num_accepted)]
         events = [
-            EventRecord(at=at, kind=kind, reason=reason, request_id=one, class_id=class_ids[0], tenant="tenant")
+            EventRecord(
+                at=at, kind=kind, reason=reason, request_id=one, class_id=class_ids[0], tenant="tenant"
+            )
             for one in ended
             for kind, reason in (("queued", "arrived"), ("scheduled", "weight_turn"), ("finished", "length"))
         ]
@@ -255,7 +273,9 @@ class Fleet:
             num_prompt_tokens=19_000,
             num_generated_tokens={class_ids[0]: 12_000},
             rows=tuple(self._row(at, one) for one in self._draw.choices(class_ids, k=FLEET_ROWS)),
-            classes=tuple(ClassLoad(class_id=one, num_waiting=8, num_running=85, num_parked=0) for one in class_ids),
+            classes=tuple(
+                ClassLoad(class_id=one, num_waiting=8, num_running=85, num_parked=0) for one in class_ids
+            ),
             events=tuple(events[-500:]),
         )
 

@@ -43,7 +43,12 @@ class Times:
         points = {f"{name}_ms": 1e3 * (nearest_rank(ordered, one) or 0.0) for name, one in shares.items()}
         num_long = sum(one > LONG_TURN_S for one in ordered)
         rounded = {name: round(one, 2) for name, one in points.items()}
-        return {"num": len(ordered), "sum_ms": round(1e3 * sum(ordered), 1), **rounded, "num_over_3ms": num_long}
+        return {
+            "num": len(ordered),
+            "sum_ms": round(1e3 * sum(ordered), 1),
+            **rounded,
+            "num_over_3ms": num_long,
+        }
 
 
 class Timed(Coroutine[Any, Any, Any]):
@@ -118,7 +123,9 @@ class Watch:
                 name: one.told() | {"collected": self.num_collected[name]}
                 for name, one in sorted(self.collections.items())
             },
-            "turns": {name: {"cpu": self.cpu[name].told(), "wall": self.wall[name].told()} for name in by_sum},
+            "turns": {
+                name: {"cpu": self.cpu[name].told(), "wall": self.wall[name].told()} for name in by_sum
+            },
         }
 
 
