@@ -1,9 +1,9 @@
-"""What the host adds around the device, learned from a recorded run.
+"""What the host adds around the device, learned from a recorded run whose parts each came at a rate of their own.
 
-What steps take beside the device's time is seen in the worker's messages of the whole run: a line over their rows, and
-how the messages lie around it. How long news are under way is not measured by itself: it is learned by simulating the
-run. Each of its parts has its own load, and so its own number of rows: there it is what makes the simulated part's
-means those of the measured one; between the parts it goes with the rows.
+What steps take beside the device's time is seen in the worker's messages: a line over their rows where slots were free,
+and how the messages lie around it. Two things are learned by simulating the run: how long news of a request are under
+way, and what a step takes more or less than by the line. At each rate they are what makes the simulated part's means
+those of the measured one, whatever they make up for; between two rates they go with the rate.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from typing import NamedTuple
 
 from scheduler_worker.sim.host import Host
 
-NUM_ROUNDS = 6
-DAMPING = 0.8
-BLOCK_STEPS = 8  # how long a host is late for; of 2 to 100, with 8 a learning run's waits spread most as measured
+NUM_ROUNDS = 10
+NUM_WHOLE = 3  # rounds whose differences are corrected whole; the later ones are averaged
+BLOCK_STEPS = 8  # a host is late for so long; of 2 to 100, with 8 a learning run's waits spread most as measured
 KEPT = 0.8  # of the values, around the median: what a mean is taken of
 
 
-class Delays(NamedTuple):
-    """Seconds: the way of news; the way of a claim or its answer."""
+class Added(NamedTuple):
+    """Seconds at one rate: the way of news of a request; what a step takes beyond the line, or less."""
 
     news_s: float
-    answer_s: float
+    step_s: float
 
 
 class MeanStep(NamedTuple):
@@ -70,93 +70,102 @@ class Beside:
 
 
 class Means(NamedTuple):
-    """What is compared, in seconds: from queued to claimed; from there to the first step."""
+    """What is compared, in seconds: from queued to the first token; from one token to the next."""
 
-    queued_s: float
-    claimed_s: float
+    first_s: float
+    token_s: float
 
 
 class Part(NamedTuple):
-    """One part of the learning run: its mean rows, and what was measured."""
+    """One part of the learning run: its rate as a share of the capacity, what was measured, and what a step without
+    rows takes by the cost model and the line."""
 
-    num_rows: float
+    share: float
     means: Means
+    least_s: float
+
+    @property
+    def echo(self) -> float:
+        """By how much the time per token grows when each step takes a second longer. While slots are free, rows are the
+        rate times that time, and all of it but a step without rows goes with the rows."""
+        return max(1.0, self.means.token_s / self.least_s) if self.share < 1.0 else 1.0
 
 
 class LearnedHost(Host):
-    """By the rows of the last step. News and answers are heard when the loop looks, once a step: their
-    ways are spread evenly from 0 to twice their mean. How late the host is, is drawn for `BLOCK_STEPS` together."""
+    """By the share of the capacity that is asked for at that instant, which `share_at` tells; who simulates sets the
+    clock. News are heard when the loop looks, once a step: their ways are spread evenly from 0 to twice their mean.
+    How late the host is, is drawn for `BLOCK_STEPS` steps together."""
 
-    def __init__(self, beside: Beside, parts: Sequence[Part], delays: Sequence[Delays], seed: int = 0) -> None:
+    def __init__(
+        self,
+        beside: Beside,
+        known: Sequence[tuple[float, Added]],
+        share_at: Callable[[float], float],
+        seed: int = 0,
+    ) -> None:
         super().__init__(0.0)
-        self.beside = beside
-        self._parts, self._learned = parts, delays
-        order = sorted(range(len(parts)), key=lambda place: parts[place].num_rows)
-        self._rows = [parts[place].num_rows for place in order]
-        self._delays = [delays[place] for place in order]
+        self.beside, self.known = beside, known
+        self.clock: Callable[[], float] = lambda: 0.0
+        self._share_at = share_at
+        self._shares = [share for share, _ in known]
         self._draw = random.Random(f"host-{seed}")
         self._num_steps, self._swing = 0, 1.0
 
-    def drawing(self, seed: int) -> LearnedHost:
-        """The same host with other draws."""
-        return LearnedHost(self.beside, self._parts, self._learned, seed)
-
-    @property
-    def known(self) -> list[tuple[float, Delays]]:
-        """By rows."""
-        return list(zip(self._rows, self._delays, strict=True))
+    def drawing(self, seed: int, share: float) -> LearnedHost:
+        """The same host at this share, with other draws."""
+        return LearnedHost(self.beside, self.known, lambda _: share, seed)
 
     def news_s(self, num_rows: int) -> float:
-        return self._spread(self._at(num_rows).news_s)
-
-    def claim_s(self, num_rows: int) -> float:
-        return self._spread(self._at(num_rows).answer_s)
-
-    def answer_s(self, num_rows: int) -> float:
-        return self._spread(self._at(num_rows).answer_s)
+        return self._draw.uniform(0.0, 2.0 * self._added().news_s)
 
     def beside_s(self, num_rows: int) -> float:
         if self._num_steps % BLOCK_STEPS == 0 and self.beside.variance:
             shape = BLOCK_STEPS / self.beside.variance
             self._swing = self._draw.gammavariate(shape, 1.0 / shape)
         self._num_steps += 1
-        return self.beside.mean_s(num_rows) * self._swing
+        return self.beside.mean_s(num_rows) * self._swing + self._added().step_s
 
-    def _spread(self, mean_s: float) -> float:
-        return self._draw.uniform(0.0, 2.0 * mean_s)
-
-    def _at(self, num_rows: float) -> Delays:
-        """Between two parts, in proportion; beyond the last ones, theirs."""
-        place = bisect_left(self._rows, num_rows)
-        if place == 0 or place == len(self._rows):
-            return self._delays[min(place, len(self._rows) - 1)]
-        below, above = self._rows[place - 1], self._rows[place]
-        share = (num_rows - below) / (above - below)
-        pairs = zip(self._delays[place - 1], self._delays[place], strict=True)
-        return Delays(*(one + share * (other - one) for one, other in pairs))
+    def _added(self) -> Added:
+        """Between two rates, in proportion; beyond the last ones, theirs."""
+        share, last = self._share_at(self.clock()), len(self._shares) - 1
+        place = bisect_left(self._shares, share)
+        if place == 0 or place > last:
+            return self.known[min(place, last)][1]
+        (low, below), (high, above) = self.known[place - 1], self.known[place]
+        weight = (share - low) / (high - low)
+        return Added(*(one + weight * (other - one) for one, other in zip(below, above, strict=True)))
 
 
 def learn_host(
-    beside: Beside, parts: Sequence[Part], simulated: Callable[[LearnedHost], Sequence[Means]]
+    beside: Beside,
+    parts: Sequence[Part],
+    share_at: Callable[[float], float],
+    simulated: Callable[[LearnedHost], Sequence[Means]],
 ) -> LearnedHost:
-    """The host with which the learning run, simulated, has the means that were measured.
+    """The host with which the learning run, simulated, has the means that were measured; parts by rising shares.
 
-    `simulated` answers with the means of the same parts. Each difference is laid to the delay that it comes from.
+    `simulated` answers with the means of the same parts, each round with other draws: after the first rounds, which
+    come near, all further ones count alike.
     """
-    delays = [Delays(one.means.queued_s / 4, one.means.claimed_s / 4) for one in parts]
-    for _ in range(NUM_ROUNDS):
-        found = simulated(LearnedHost(beside, parts, delays))
-        delays = [
-            _corrected(delay, part, mean) for delay, part, mean in zip(delays, parts, found, strict=True)
+    added = [Added(one.means.first_s / 4, 0.0) for one in parts]
+    for place in range(NUM_ROUNDS):
+        host = LearnedHost(beside, _known(parts, added), share_at, place)
+        weight = 1.0 / max(1, place + 1 - NUM_WHOLE)
+        found = simulated(host)
+        added = [
+            _corrected(one, part, mean, weight) for one, part, mean in zip(added, parts, found, strict=True)
         ]
-    return LearnedHost(beside, parts, delays)
+    return LearnedHost(beside, _known(parts, added), share_at)
 
 
-def _corrected(known: Delays, part: Part, simulated: Means) -> Delays:
-    measured = part.means
-    news_s = known.news_s + DAMPING * (measured.queued_s - simulated.queued_s)
-    answer_s = known.answer_s + DAMPING * (measured.claimed_s - simulated.claimed_s)
-    return Delays(max(0.0, news_s), max(0.0, answer_s))
+def _known(parts: Sequence[Part], added: Sequence[Added]) -> list[tuple[float, Added]]:
+    return [(part.share, one) for part, one in zip(parts, added, strict=True)]
+
+
+def _corrected(known: Added, part: Part, simulated: Means, weight: float) -> Added:
+    news_s = known.news_s + weight * (part.means.first_s - simulated.first_s)
+    step_s = known.step_s + weight * (part.means.token_s - simulated.token_s) / part.echo
+    return Added(max(0.0, news_s), max(-part.least_s / 2, step_s))  # no step ends before it begins
 
 
 def middle_mean(values: Sequence[float]) -> float:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
+from statistics import fmean
 from typing import NamedTuple
 
 from bench.system_clients import Run
@@ -13,7 +14,6 @@ from bench.system_load import Seen
 from bench.system_recording import Recording, Steps
 from bench.system_sim import (
     LEARNING_RATES,
-    SETTLING_S,
     Learned,
     Way,
     Ways,
@@ -28,18 +28,28 @@ from scheduler_worker.sim.cost import StepCost
 from scheduler_worker.sim.run import Outcome
 
 PARTS = ("queue_s", "formation_s", "prefill_s", "ttft_s")
-NUM_DRAWS = 3
+NUM_DRAWS = 5
 UNTOLD_S = 0.0005  # Valkey's instants are cut to milliseconds
 MOST_URGENT = "high"  # waits least for a slot: what it waits for is on its way
 
 
-class Stages(NamedTuple):
-    """One request's ways to the worker, seconds: queued until claimed, claimed until its first step."""
+class Times(NamedTuple):
+    """One request's, seconds: until it was queued; from there to its first token at the worker; from there to the
+    client; from the first token to the last one."""
 
+    index: int
     sent_s: float
     class_id: str
-    queued_s: float
-    claimed_s: float
+    before_s: float
+    first_s: float
+    after_s: float
+    rest_s: float
+    num_tokens: int
+
+    @property
+    def end_s(self) -> float:
+        """When the client had its last token."""
+        return self.sent_s + self.before_s + self.first_s + self.after_s + self.rest_s
 
 
 class Predicted(NamedTuple):
@@ -66,8 +76,8 @@ class Predictor:
         found, before = [], self._doors
         for seed in range(NUM_DRAWS):
             self._doors, ways = deepcopy(before), self.ways.draw([load] * len(run.seen), seed)
-            host = self.host.drawing(seed)
-            found.append(Predicted(self._simulate(run, host, self._doors, ways), ways))
+            outcomes = self._simulate(run, self.host.drawing(seed, load), self._doors, ways)
+            found.append(Predicted(outcomes, ways))
         return found
 
     def _opened(self) -> Doors:
@@ -79,16 +89,21 @@ class Predictor:
         return doors
 
     def _learn_host(self) -> LearnedHost:
-        run = self._recording.learning
-        ways = self.ways.draw([LEARNING_RATES[part_of(one.sent_s, self.ways.part_s)] for one in run.seen])
-        beside = Beside.fit(mean_steps(self._recording, self.fitted.cost))
-        parts = learned_parts(self._recording, self.ways.part_s)
+        recording, run, part_s = self._recording, self._recording.learning, self.ways.part_s
+        ways = self.ways.own(run)
+        beside = Beside.fit(mean_steps(recording, self.fitted.cost))
+        least_s = beside.base_s + self.fitted.cost.base_s
+
+        def share_at(now: float) -> float:
+            return LEARNING_RATES[part_of(now, part_s)]
 
         def simulated(host: LearnedHost) -> Sequence[Means]:
             outcomes = self._simulate(run, host, deepcopy(self._doors), ways)
-            return means_of(simulated_stages(run, outcomes), self.ways.part_s)
+            return means_of(simulated_times(run, outcomes, ways), part_s)
 
-        return learn_host(beside, parts, simulated)
+        means = means_of(measured_times(recording, run), part_s)
+        parts = [Part(share, mean, least_s) for share, mean in zip(LEARNING_RATES, means, strict=True)]
+        return learn_host(beside, parts, share_at, simulated)
 
     def _simulate(self, run: Run, host: LearnedHost, doors: Doors, ways: Sequence[Way]) -> list[Outcome]:
         return simulate(run, self._policy, self.fitted, host, doors, ways)
@@ -102,73 +117,103 @@ def known_parts(recording: Recording, one: Seen) -> list[float] | None:
 
 def learned(recording: Recording) -> list[Learned]:
     """The learning run's first tokens beside the worker; requests of which a part is unknown are left out."""
+    times, run = measured_times(recording, recording.learning), recording.learning
+    part_s = run.end_s / len(LEARNING_RATES)
+    share, means = lateness(times, part_s), mean_befores(times, part_s)
     found = []
-    for one in recording.learning.seen:
-        parts, queued_s = known_parts(recording, one), recording.queued.get(one.request_id, (None,))[0]
-        if parts is None or queued_s is None or one.first_s is None:
-            continue
-        at_worker_s = sum(parts[:3])
-        before_s = max(0.0, queued_s + UNTOLD_S)
-        found.append(Learned(one.sent_s, Way(before_s, one.first_s - one.sent_s - at_worker_s)))
+    for one in times:
+        part = part_of(one.sent_s, part_s)
+        late_s = share * (one.before_s - means[part]) if LEARNING_RATES[part] < 1.0 else 0.0
+        way = Way(one.before_s, one.after_s, max(-one.before_s, late_s))
+        found.append(Learned(one.index, one.sent_s, way))
     return found
 
 
-def measured_stages(recording: Recording, run: Run) -> list[Stages]:
+def measured_times(recording: Recording, run: Run) -> list[Times]:
     """Of the run's requests whose every part is known."""
     classes, found = run.class_of(), []
     for one in run.seen:
-        parts, queued = known_parts(recording, one), recording.queued.get(one.request_id, ())
-        if one.status != OK or parts is None or one.first_s is None:
+        parts, queued_s = known_parts(recording, one), recording.queued.get(one.request_id, (None,))[0]
+        if one.status != OK or parts is None or queued_s is None or one.first_s is None or one.end_s is None:
             continue
-        known = [value for value in queued if value is not None]
-        if len(known) == 2:
-            claimed_s = parts[0] + parts[1] - sum(known) - UNTOLD_S
-            found.append(Stages(one.sent_s, classes[one.index], known[1], claimed_s))
+        before_s, at_worker_s = max(0.0, queued_s + UNTOLD_S), sum(parts[:3])
+        found.append(
+            Times(
+                index=one.index,
+                sent_s=one.sent_s,
+                class_id=classes[one.index],
+                before_s=before_s,
+                first_s=at_worker_s - before_s,
+                after_s=one.first_s - one.sent_s - at_worker_s,
+                rest_s=one.end_s - one.first_s,
+                num_tokens=one.num_tokens,
+            )
+        )
     return found
 
 
-def simulated_stages(run: Run, outcomes: Iterable[Outcome]) -> list[Stages]:
+def lateness(times: Sequence[Times], part_s: float) -> float:
+    """By how much longer a request waits from queued to its first token for each second that it was late before: what
+    keeps a gateway waiting keeps the worker's news waiting too. One slope for all parts in which slots were free; where
+    they are not, slots are what requests wait for."""
+    means, together, square = mean_befores(times, part_s), 0.0, 0.0
+    for part, share in enumerate(LEARNING_RATES):
+        mine = [one for one in times if part_of(one.sent_s, part_s) == part and share < 1.0]
+        mean_first_s = fmean(one.first_s for one in mine) if mine else 0.0
+        together += sum((one.before_s - means[part]) * (one.first_s - mean_first_s) for one in mine)
+        square += sum((one.before_s - means[part]) ** 2 for one in mine)
+    return max(0.0, together / square) if square else 0.0
+
+
+def mean_befores(times: Sequence[Times], part_s: float) -> list[float]:
+    """How long requests took until they were queued, by part."""
+    found: list[list[float]] = [[] for _ in LEARNING_RATES]
+    for one in times:
+        found[part_of(one.sent_s, part_s)].append(one.before_s)
+    return [fmean(one) if one else 0.0 for one in found]
+
+
+def simulated_times(run: Run, outcomes: Iterable[Outcome], ways: Iterable[Way]) -> list[Times]:
     """Of the requests that were served."""
     found = []
-    for seen, one in zip(run.seen, outcomes, strict=True):
-        if one.refused or one.claimed_at is None or one.first_scheduled_at is None:
-            continue
-        queued_s = one.claimed_at - one.arrived_at - one.request.enqueue_s
-        found.append(Stages(seen.sent_s, one.request.class_id, queued_s, one.first_scheduled_at - one.claimed_at))
+    for seen, one, way in zip(run.seen, outcomes, ways, strict=True):
+        if one.ttft_s is not None and one.e2e_s is not None:
+            found.append(
+                Times(
+                    index=seen.index,
+                    sent_s=seen.sent_s,
+                    class_id=one.request.class_id,
+                    before_s=way.before_s,
+                    first_s=one.ttft_s - way.before_s,
+                    after_s=way.after_s,
+                    rest_s=one.e2e_s - one.ttft_s,
+                    num_tokens=one.num_output_tokens,
+                )
+            )
     return found
 
 
-def means_of(stages: Sequence[Stages], part_s: float) -> list[Means]:
-    """By part of the learning run. The ways to the worker and back: of the most urgent class."""
+def means_of(times: Sequence[Times], part_s: float) -> list[Means]:
+    """By part of the learning run. First tokens: of the most urgent class. Further ones: of all answers that lie in the
+    part as a whole."""
     found = []
     for part in range(len(LEARNING_RATES)):
-        mine = [one for one in stages if part_of(one.sent_s, part_s) == part and is_settled(one.sent_s, part_s)]
-        urgent = [one for one in mine if one.class_id == MOST_URGENT]
-        found.append(Means(_middle(urgent, lambda one: one.queued_s), _middle(urgent, lambda one: one.claimed_s)))
-    return found
-
-
-def _middle(stages: Iterable[Stages], value: Callable[[Stages], float]) -> float:
-    return middle_mean([value(one) for one in stages])
-
-
-def learned_parts(recording: Recording, part_s: float) -> list[Part]:
-    """The learning run's parts as the host is learned from them."""
-    found = []
-    for part, means in enumerate(means_of(measured_stages(recording, recording.learning), part_s)):
-        messages = messages_between(recording, part * part_s + SETTLING_S, (part + 1) * part_s)
-        num_steps = max(1, sum(one.num_steps for one in messages))
-        num_rows = sum(num_decoded(recording.learning, one) for one in messages) / num_steps
-        found.append(Part(num_rows, means))
+        mine = [one for one in times if part_of(one.sent_s, part_s) == part and is_settled(one.sent_s, part_s)]
+        firsts = [one.first_s for one in mine if one.class_id == MOST_URGENT]
+        whole = [one for one in mine if one.end_s <= (part + 1) * part_s]
+        num_tokens = sum(one.num_tokens - 1 for one in whole)
+        found.append(Means(middle_mean(firsts), sum(one.rest_s for one in whole) / max(1, num_tokens)))
     return found
 
 
 def mean_steps(recording: Recording, cost: StepCost) -> list[MeanStep]:
-    """The learning run's messages of the worker that had work at their end."""
+    """The learning run's messages of the worker that had work at their end, while less came than it can do: when slots
+    are full, more than their rows makes steps longer."""
     run, found = recording.learning, []
+    free_s = sum(share < 1.0 for share in LEARNING_RATES) * run.end_s / len(LEARNING_RATES)
     sizes = [one.num_prompt_tokens for one in run.requests]
     pairs_per_token = sum(size * (size + 1) / 2 for size in sizes) / sum(sizes)
-    for one in messages_between(recording, 0.0, run.end_s):
+    for one in messages_between(recording, 0.0, free_s):
         if one.num_running:
             num_rows, num_prompt = num_decoded(run, one) / one.num_steps, one.num_prompt / one.num_steps
             shape = StepShape(

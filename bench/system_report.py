@@ -158,11 +158,11 @@ def _tell(predictor: Predictor, say: Say, add: Add) -> None:
         f"learned, beside the device: {1e3 * beside.base_s:.2f} ms a step, {1e6 * beside.row_s:.2f} us a row; "
         f"variance {beside.variance:.1f}"
     )
-    for num_rows, delays in predictor.host.known:
-        for name, seconds in delays._asdict().items():
-            add(f"learned, {num_rows:.0f} rows: {name.removesuffix('_s')}", 1e3 * seconds, "ms")
-        values = ", ".join(f"{name.removesuffix('_s')} {1e3 * one:.2f}" for name, one in delays._asdict().items())
-        say(f"learned, {num_rows:4.0f} rows: {values} ms")
+    for share, added in predictor.host.known:
+        for name, seconds in added._asdict().items():
+            add(f"learned, at {share} of the capacity: {name.removesuffix('_s')}", 1e3 * seconds, "ms")
+        values = ", ".join(f"{name.removesuffix('_s')} {1e3 * one:.2f}" for name, one in added._asdict().items())
+        say(f"learned, at {share} of the capacity: {values} ms")
 
 
 def _compare_one(

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from bench.system_clients import Run
 from bench.system_doors import Doors
+from bench.system_host import LearnedHost
 from scheduler_worker.core.cost_model import CostModel
 from scheduler_worker.core.plan import Capacity
 from scheduler_worker.core.policy import Policy
@@ -58,11 +59,12 @@ def fit(info: WorkerInfo, num_in_flight: int, num_swap_blocks: int) -> Fitted:
 
 
 class Way(NamedTuple):
-    """What a request's first token takes beside the worker, in seconds: from sending until it is queued, and from the
-    worker to the client."""
+    """What a request's first token takes beside the worker, in seconds: from sending until it is queued, from the
+    worker to the client, and how much later than others' news of it are because it was late before."""
 
     before_s: float
     after_s: float
+    late_s: float = 0.0
 
 
 def simulate(
@@ -78,7 +80,7 @@ def simulate(
             num_prompt_tokens=planned[one.index].num_prompt_tokens,
             num_output_tokens=planned[one.index].num_output_tokens,
             class_id=planned[one.index].class_id,
-            enqueue_s=way.before_s,
+            enqueue_s=way.before_s + way.late_s,
         )
         for one, way in zip(run.seen, ways, strict=True)
     ]
@@ -89,7 +91,10 @@ def simulate(
         host=host,
         keep_events=False,
     )
-    return Simulation(requests, [scheduler], [fitted.cost], options, doors).run().outcomes
+    simulation = Simulation(requests, [scheduler], [fitted.cost], options, doors)
+    if isinstance(host, LearnedHost):
+        host.clock = lambda: simulation.now
+    return simulation.run().outcomes
 
 
 def without_admission(policy: Policy) -> Policy:
@@ -98,8 +103,9 @@ def without_admission(policy: Policy) -> Policy:
 
 
 class Learned(NamedTuple):
-    """One request of the learning run: when it was sent, and its way. Seconds."""
+    """One request of the learning run: its index, when it was sent, seconds, and its way."""
 
+    index: int
     sent_s: float
     way: Way
 
@@ -126,6 +132,12 @@ class Ways:
         r = random.Random(seed)
         known = [(rate, part) for rate, part in zip(LEARNING_RATES, self.parts, strict=True) if part]
         return [_one_of(known, share, r) for share in shares]
+
+    def own(self, run: Run) -> list[Way]:
+        """Each request of the learning run with its own way; where that is not known, with one of its part."""
+        own = {one.index: one.way for part in self.parts for one in part}
+        drawn = self.draw([LEARNING_RATES[part_of(one.sent_s, self.part_s)] for one in run.seen])
+        return [own.get(one.index, other) for one, other in zip(run.seen, drawn, strict=True)]
 
 
 def _one_of(known: Sequence[tuple[float, Sequence[Learned]]], share: float, r: random.Random) -> Way:

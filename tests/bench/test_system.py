@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import time
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
 from bench.system_clients import LENGTHS, Run, Workload
-from bench.system_host import BLOCK_STEPS, Beside, Delays, LearnedHost, Means, MeanStep, Part, learn_host
+from bench.system_host import BLOCK_STEPS, Added, Beside, LearnedHost, Means, MeanStep, Part, learn_host
 from bench.system_load import Job, Load, Planned, Seen
 from bench.system_model import write_text_side
-from bench.system_prediction import mean_steps
+from bench.system_prediction import Times, lateness, mean_steps, means_of
 from bench.system_recording import Recording, Steps, read_recording, write_recording
 from bench.system_report import median_table
 from bench.system_sim import Learned, Way, Ways
@@ -101,7 +103,7 @@ async def test_a_refusal_leaves_its_connection_to_the_next_request(lengths: tupl
 
 def _ways() -> Ways:
     """Parts of one second; a request's way tells its part."""
-    learned = [Learned(part + 0.5, Way(0.1 * part, 1.0)) for part in range(5) for _ in range(4)]
+    learned = [Learned(4 * part + num, part + 0.5, Way(0.1 * part, 1.0)) for part in range(5) for num in range(4)]
     return Ways.of(learned, end_s=5.0)
 
 
@@ -119,34 +121,58 @@ def test_between_two_rates_ways_are_drawn_from_both_by_nearness() -> None:
 
 
 def test_ways_are_drawn_the_same_for_the_same_seed() -> None:
-    ways = Ways.of([Learned(0.5, Way(0.1 * place, 1.0)) for place in range(9)], end_s=5.0)
+    ways = Ways.of([Learned(place, 0.5, Way(0.1 * place, 1.0)) for place in range(9)], end_s=5.0)
 
     assert ways.draw([0.4] * 50, seed=3) == ways.draw([0.4] * 50, seed=3) != ways.draw([0.4] * 50, seed=4)
+
+
+def test_a_request_of_the_learning_run_has_its_own_way_and_one_of_its_part_where_that_is_unknown() -> None:
+    ways = Ways.of([Learned(7, 0.5, Way(0.3, 1.0)), Learned(8, 1.5, Way(0.4, 1.0))], end_s=5.0)
+    seen = [Seen(8, 1.5, 0.0), Seen(7, 0.5, 0.0), Seen(9, 1.6, 0.0)]
+
+    assert ways.own(Run("learning", [], seen, 0.0, 5.0, 0.0)) == [Way(0.4, 1.0), Way(0.3, 1.0), Way(0.4, 1.0)]
 
 
 NONE_BESIDE = Beside(0.0, 0.0)
 
 
-def _part(num_rows: float) -> Part:
-    return Part(num_rows, Means(0.008, 0.006))
+def _part(share: float, least_s: float = 0.006) -> Part:
+    return Part(share, Means(0.008, 0.006), least_s)
 
 
-def _host_of_two_parts() -> LearnedHost:
-    return LearnedHost(NONE_BESIDE, [_part(30.0), _part(10.0)], [Delays(0.0, 0.003), Delays(0.0, 0.001)])
+def _host(beside: Beside, *steps_s: float, share: float = 0.5) -> LearnedHost:
+    """Learned at shares 0.5 and 1.0: news of 3 and 1 ms, and these steps."""
+    known = [(0.5 * (1 + place), Added((0.003, 0.001)[place], step_s)) for place, step_s in enumerate(steps_s)]
+    return LearnedHost(beside, known, lambda _: share)
 
 
-@pytest.mark.parametrize(("num_rows", "mean_s"), [(0, 0.001), (10, 0.001), (20, 0.002), (30, 0.003), (256, 0.003)])
-def test_the_learned_host_goes_with_the_rows_between_two_parts_and_keeps_to_them_beyond(
-    num_rows: int, mean_s: float
+@pytest.mark.parametrize(("share", "mean_s"), [(0.1, 0.003), (0.5, 0.003), (0.75, 0.002), (1.0, 0.001), (2.0, 0.001)])
+def test_the_learned_host_goes_with_the_rate_between_two_parts_and_keeps_to_them_beyond(
+    share: float, mean_s: float
 ) -> None:
-    host = _host_of_two_parts()
-    drawn = [host.answer_s(num_rows) for _ in range(2000)]
+    host = _host(NONE_BESIDE, 0.0, 0.0, share=share)
+    drawn = [host.news_s(10) for _ in range(2000)]
     assert sum(drawn) / len(drawn) == pytest.approx(mean_s, rel=0.05)
     assert 1.9 * mean_s < max(drawn) <= 2 * mean_s
 
 
+@pytest.mark.parametrize(("share", "beside_s"), [(0.5, 0.0018), (0.75, 0.0021), (1.0, 0.0024)])
+def test_a_step_is_longer_or_shorter_than_by_the_line_as_it_was_at_that_rate(share: float, beside_s: float) -> None:
+    assert _host(Beside(0.001, 1e-5), -0.0002, 0.0004, share=share).beside_s(100) == pytest.approx(beside_s)
+
+
+def test_the_rate_of_the_learning_run_is_that_of_the_instant() -> None:
+    host = LearnedHost(NONE_BESIDE, [(0.5, Added(0.0, 0.001)), (1.0, Added(0.0, 0.002))], lambda now: now)
+    found = []
+    for now in (0.5, 1.0):
+        host.clock = lambda now=now: now  # type: ignore[misc]
+        found.append(host.beside_s(10))
+
+    assert found == [0.001, 0.002]
+
+
 def test_the_host_is_late_for_several_steps_at_a_time() -> None:
-    host = LearnedHost(Beside(0.001, 0.0, 9.0), [_part(10.0)], [Delays(0.0, 0.0)])
+    host = _host(Beside(0.001, 0.0, 9.0), 0.0)
     blocks = [{host.beside_s(10) for _ in range(BLOCK_STEPS)} for _ in range(40)]
 
     assert ({len(block) for block in blocks}, len(set().union(*blocks))) == ({1}, 40)
@@ -156,7 +182,7 @@ def test_the_host_is_late_for_several_steps_at_a_time() -> None:
 def test_what_lies_beside_the_device_is_learned_with_its_variance_from_messages_of_many_steps(num_steps: int) -> None:
     """Of a host that is late for blocks of steps, as the learned one is."""
     known = Beside(0.0002, 4e-6, 6.0)
-    host = LearnedHost(known, [_part(10.0)], [Delays(0.0, 0.0)])
+    host = _host(known, 0.0)
     rows = [10 + place % 200 for place in range(3000)]
     steps = [MeanStep(num_steps, one, sum(host.beside_s(one) for _ in range(num_steps)) / num_steps) for one in rows]
     found = Beside.fit(steps)
@@ -180,16 +206,73 @@ def test_what_lies_beside_neither_falls_nor_is_below_zero(
     assert (found.base_s, found.row_s) == pytest.approx(line, abs=1e-5)
 
 
-def test_the_ways_that_are_learned_are_those_with_which_a_simulation_has_the_measured_means() -> None:
-    """The simulation here adds a step of 5 ms to each way."""
+@pytest.mark.parametrize("echo", [1.0, 4.0])
+def test_what_is_learned_is_that_with_which_a_simulation_has_the_measured_means(echo: float) -> None:
+    """The simulation here adds 5 ms to each way, and steps of 4 ms, of which a longer one comes back `echo` times."""
 
     def simulated(host: LearnedHost) -> list[Means]:
         _, known = host.known[0]
-        return [Means(0.005 + known.news_s, 0.005 + known.answer_s)]
+        return [Means(0.005 + known.news_s, 0.004 + echo * known.step_s)]
 
-    ((_, learned),) = learn_host(NONE_BESIDE, [_part(10.0)], simulated).known
+    ((_, learned),) = learn_host(NONE_BESIDE, [_part(0.9, 0.006 / echo)], lambda _: 0.9, simulated).known
 
-    assert learned == pytest.approx(Delays(0.003, 0.001), abs=1e-5)
+    assert learned == pytest.approx(Added(0.003, 0.002 / echo), abs=1e-5)
+
+
+def test_what_the_rounds_differ_by_at_random_is_averaged() -> None:
+    r = random.Random(3)
+
+    def simulated(host: LearnedHost) -> list[Means]:
+        _, known = host.known[0]
+        return [Means(0.005 + known.news_s, 0.004 + known.step_s + r.choice((-0.001, 0.001)))]
+
+    ((_, learned),) = learn_host(NONE_BESIDE, [_part(0.9)], lambda _: 0.9, simulated).known
+
+    assert learned.step_s == pytest.approx(0.002, abs=0.0006)
+
+
+def test_at_most_half_of_a_step_without_rows_is_taken_away() -> None:
+    def simulated(host: LearnedHost) -> list[Means]:
+        return [Means(0.008, 0.1)]
+
+    ((_, learned),) = learn_host(NONE_BESIDE, [_part(0.9, 0.002)], lambda _: 0.9, simulated).known
+
+    assert learned.step_s == -0.001
+
+
+@pytest.mark.parametrize(("share", "echo"), [(0.9, 3.0), (1.2, 1.0)])
+def test_a_longer_step_comes_back_as_more_rows_while_slots_are_free(share: float, echo: float) -> None:
+    """Steps without rows take 2 of 6 ms."""
+    assert _part(share, least_s=0.002).echo == pytest.approx(echo)
+
+
+def _times(sent_s: float, before_s: float, first_s: float, **others: Any) -> Times:
+    known = {"index": 0, "class_id": "high", "after_s": 0.0, "rest_s": 0.1, "num_tokens": 11}
+    return Times(sent_s=sent_s, before_s=before_s, first_s=first_s, **(known | others))
+
+
+def test_lateness_is_learned_within_parts_and_where_slots_are_free() -> None:
+    """Half of it comes back in each part; that parts lie higher, and what full slots do, tells nothing."""
+    times = [
+        _times(part + 0.9, before_s, 0.1 * part + (0.5 if part < 3 else -2.0) * before_s + 0.02 * part)
+        for part in range(5)
+        for before_s in (0.004, 0.005 + 0.002 * part, 0.02)
+    ]
+
+    assert lateness(times, part_s=1.0) == pytest.approx(0.5)
+
+
+def test_means_are_of_urgent_first_tokens_and_of_answers_that_lie_in_their_part() -> None:
+    """Parts of 10 s. An answer begins in the first part's unsettled time, one ends in the second part, one waits."""
+    times = [
+        _times(0.1, 0.0, 9.0, rest_s=9.0),
+        _times(9.0, 0.0, 0.3, rest_s=5.0),
+        _times(5.0, 0.0, 7.0, class_id="low", rest_s=9.0),
+        _times(5.0, 0.0, 0.1, rest_s=0.2, num_tokens=21),
+        _times(5.0, 0.0, 0.9, class_id="low", rest_s=0.8, num_tokens=81),
+    ]
+
+    assert means_of(times, part_s=10.0)[0] == pytest.approx(Means(0.2, 0.01))
 
 
 def test_a_step_takes_beside_the_device_what_rows_prompts_context_and_pairs_do_not() -> None:
@@ -201,10 +284,10 @@ def test_a_step_takes_beside_the_device_what_rows_prompts_context_and_pairs_do_n
     assert step == pytest.approx((3, 4 / 3, 0.25 / 3 - 0.001 - 0.001 - 0.001 - 0.008 - 0.0002))
 
 
-def test_messages_that_begin_before_the_learning_run_or_end_after_it_do_not_tell_of_it() -> None:
+def test_messages_from_before_the_learning_run_or_from_when_slots_were_full_do_not_tell_of_the_line() -> None:
     recording = _learning_recording()
     (message,) = recording.steps["learning"]
-    recording.steps["learning"] = [msgspec.structs.replace(message, at=at) for at in (9.2, 10.1)]
+    recording.steps["learning"] = [msgspec.structs.replace(message, at=at) for at in (9.2, 9.9, 10.1)]
 
     assert mean_steps(recording, StepCost()) == []
 
