@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, linear_regression
 from typing import NamedTuple
@@ -114,6 +114,24 @@ class LearnedHost(Host):
     def drawing(self, seed: int, share: float) -> LearnedHost:
         """The same host at this share, with other draws."""
         return LearnedHost(self.beside, self.known, lambda _: share, seed)
+
+    def evened(self, full: Mapping[float, Sequence[MeanStep]]) -> LearnedHost:
+        """The same host, but that steps with full slots take as much longer at each of these shares as in all messages
+        of such steps. A host that is faster or slower for a few seconds is so at any rate, and the longer one looks the
+        less it tells."""
+        everything = self._beyond([one for steps in full.values() for one in steps])
+        known = [
+            (share, added._replace(step_s=added.step_s + everything - self._beyond(steps)))
+            if (steps := full.get(share))
+            else (share, added)
+            for share, added in self.known
+        ]
+        return LearnedHost(self.beside, known, self._share_at)
+
+    def _beyond(self, steps: Sequence[MeanStep]) -> float:
+        """What a step takes on average beyond the line."""
+        beyond_s = sum(one.num_steps * (one.beside_s - self.beside.mean_s(one.num_rows)) for one in steps)
+        return beyond_s / max(1, sum(one.num_steps for one in steps))
 
     def news_s(self, num_rows: int) -> float:
         return self._draw.uniform(0.0, 2.0 * self._added().news_s)

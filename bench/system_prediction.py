@@ -14,6 +14,7 @@ from bench.system_load import Seen
 from bench.system_recording import Recording, Steps
 from bench.system_sim import (
     LEARNING_RATES,
+    SETTLING_S,
     Learned,
     Way,
     Ways,
@@ -37,7 +38,7 @@ class Times(NamedTuple):
     """One request's, seconds: until it was queued; from there to its first token at the worker; from there to the
     client; from the first token to the last one."""
 
-    index: int
+    number: int
     sent_s: float
     class_id: str
     before_s: float
@@ -91,7 +92,7 @@ class Predictor:
     def _learn_host(self) -> LearnedHost:
         recording, run, part_s = self._recording, self._recording.learning, self.ways.part_s
         ways = self.ways.own(run)
-        beside = Beside.fit(mean_steps(recording, self.fitted.cost))
+        beside = Beside.fit(free_steps(recording, self.fitted.cost))
         least_s = beside.base_s + self.fitted.cost.base_s
 
         def share_at(now: float) -> float:
@@ -103,7 +104,8 @@ class Predictor:
 
         means = means_of(measured_times(recording, run), part_s)
         parts = [Part(share, mean, least_s) for share, mean in zip(LEARNING_RATES, means, strict=True)]
-        return learn_host(beside, parts, share_at, simulated)
+        host = learn_host(beside, parts, share_at, simulated)
+        return host.evened(full_steps(recording, self.fitted.cost))
 
     def _simulate(self, run: Run, host: LearnedHost, doors: Doors, ways: Sequence[Way]) -> list[Outcome]:
         return simulate(run, self._policy, self.fitted, host, doors, ways)
@@ -125,7 +127,7 @@ def learned(recording: Recording) -> list[Learned]:
         part = part_of(one.sent_s, part_s)
         late_s = share * (one.before_s - means[part]) if LEARNING_RATES[part] < 1.0 else 0.0
         way = Way(one.before_s, one.after_s, max(-one.before_s, late_s))
-        found.append(Learned(one.index, one.sent_s, way))
+        found.append(Learned(one.number, one.sent_s, way))
     return found
 
 
@@ -139,7 +141,7 @@ def measured_times(recording: Recording, run: Run) -> list[Times]:
         before_s, at_worker_s = max(0.0, queued_s + UNTOLD_S), sum(parts[:3])
         found.append(
             Times(
-                index=one.index,
+                number=one.index,
                 sent_s=one.sent_s,
                 class_id=classes[one.index],
                 before_s=before_s,
@@ -180,7 +182,7 @@ def simulated_times(run: Run, outcomes: Iterable[Outcome], ways: Iterable[Way]) 
         if one.ttft_s is not None and one.e2e_s is not None:
             found.append(
                 Times(
-                    index=seen.index,
+                    number=seen.index,
                     sent_s=seen.sent_s,
                     class_id=one.request.class_id,
                     before_s=way.before_s,
@@ -206,14 +208,14 @@ def means_of(times: Sequence[Times], part_s: float) -> list[Means]:
     return found
 
 
-def mean_steps(recording: Recording, cost: StepCost) -> list[MeanStep]:
-    """The learning run's messages of the worker that had work at their end, while less came than it can do: when slots
-    are full, more than their rows makes steps longer."""
-    run, found = recording.learning, []
-    free_s = sum(share < 1.0 for share in LEARNING_RATES) * run.end_s / len(LEARNING_RATES)
+def mean_steps(
+    recording: Recording, run: Run, cost: StepCost, begins_s: float, ends_s: float
+) -> list[MeanStep]:
+    """The worker's messages of this time of a run that had work at their end."""
+    found = []
     sizes = [one.num_prompt_tokens for one in run.requests]
-    pairs_per_token = sum(size * (size + 1) / 2 for size in sizes) / sum(sizes)
-    for one in messages_between(recording, 0.0, free_s):
+    pairs_per_token = sum(size * (size + 1) / 2 for size in sizes) / max(1, sum(sizes))
+    for one in messages_between(recording, run, begins_s, ends_s):
         if one.num_running:
             num_rows, num_prompt = num_decoded(run, one) / one.num_steps, one.num_prompt / one.num_steps
             shape = StepShape(
@@ -224,17 +226,35 @@ def mean_steps(recording: Recording, cost: StepCost) -> list[MeanStep]:
     return found
 
 
+def free_steps(recording: Recording, cost: StepCost) -> list[MeanStep]:
+    """Of the learning run while less came than the system can do: when slots are full, more than their rows makes steps
+    longer."""
+    run = recording.learning
+    free_s = sum(share < 1.0 for share in LEARNING_RATES) * run.end_s / len(LEARNING_RATES)
+    return mean_steps(recording, run, cost, 0.0, free_s)
+
+
+def full_steps(recording: Recording, cost: StepCost) -> dict[float, list[MeanStep]]:
+    """While all slots were full: of the capacity run, and of the learning run by share; settled ones."""
+    capacity, run = recording.capacity, recording.learning
+    part_s = run.end_s / len(LEARNING_RATES)
+    found = {1.0: mean_steps(recording, capacity, cost, capacity.warm_s, capacity.end_s)}
+    for part, share in enumerate(LEARNING_RATES):
+        if share > 1.0:
+            found[share] = mean_steps(recording, run, cost, part * part_s + SETTLING_S, (part + 1) * part_s)
+    return found
+
+
 def num_decoded(run: Run, message: Steps) -> float:
     """Tokens that came of rows that decode: not those that end a prompt."""
     mean_prompt = sum(one.num_prompt_tokens for one in run.requests) / len(run.requests)
     return max(0.0, message.num_generated - message.num_prompt / mean_prompt)
 
 
-def messages_between(recording: Recording, begins_s: float, ends_s: float) -> list[Steps]:
-    """The worker's messages about steps that lie between two instants of the learning run."""
-    began_at = recording.learning.began_at
+def messages_between(recording: Recording, run: Run, begins_s: float, ends_s: float) -> list[Steps]:
+    """The worker's messages about steps that lie between two instants of the run."""
     return [
         one
-        for one in recording.steps["learning"]
-        if one.num_steps and began_at + begins_s <= one.at - one.interval_s and one.at <= began_at + ends_s
+        for one in recording.steps.get(run.name, ())
+        if one.num_steps and run.began_at + begins_s <= one.at - one.interval_s and one.at <= run.began_at + ends_s
     ]

@@ -103,9 +103,9 @@ def without_admission(policy: Policy) -> Policy:
 
 
 class Learned(NamedTuple):
-    """One request of the learning run: its index, when it was sent, seconds, and its way."""
+    """One request of the learning run: its index there, when it was sent, seconds, and its way."""
 
-    index: int
+    number: int
     sent_s: float
     way: Way
 
@@ -135,7 +135,7 @@ class Ways:
 
     def own(self, run: Run) -> list[Way]:
         """Each request of the learning run with its own way; where that is not known, with one of its part."""
-        own = {one.index: one.way for part in self.parts for one in part}
+        own = {one.number: one.way for part in self.parts for one in part}
         drawn = self.draw([LEARNING_RATES[part_of(one.sent_s, self.part_s)] for one in run.seen])
         return [own.get(one.index, other) for one, other in zip(run.seen, drawn, strict=True)]
 

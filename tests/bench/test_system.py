@@ -16,7 +16,7 @@ from bench.system_clients import LENGTHS, Run, Workload
 from bench.system_host import BLOCK_STEPS, Added, Beside, LearnedHost, Means, MeanStep, Part, learn_host
 from bench.system_load import Job, Load, Planned, Seen
 from bench.system_model import write_text_side
-from bench.system_prediction import Times, lateness, mean_steps, means_of
+from bench.system_prediction import Times, free_steps, full_steps, lateness, means_of
 from bench.system_recording import Recording, Steps, read_recording, write_recording
 from bench.system_report import median_table
 from bench.system_sim import Learned, Way, Ways
@@ -247,7 +247,7 @@ def test_a_longer_step_comes_back_as_more_rows_while_slots_are_free(share: float
 
 
 def _times(sent_s: float, before_s: float, first_s: float, **others: Any) -> Times:
-    known = {"index": 0, "class_id": "high", "after_s": 0.0, "rest_s": 0.1, "num_tokens": 11}
+    known = {"number": 0, "class_id": "high", "after_s": 0.0, "rest_s": 0.1, "num_tokens": 11}
     return Times(sent_s=sent_s, before_s=before_s, first_s=first_s, **(known | others))
 
 
@@ -279,7 +279,7 @@ def test_a_step_takes_beside_the_device_what_rows_prompts_context_and_pairs_do_n
     """A message of 3 steps in 0.25 s, whose 5 tokens are 4 of decoding rows and one after a prompt of 3 tokens, with
     two pairs for each."""
     cost = StepCost(base_s=0.001, row_s=1e-3, prefill_token_s=1e-3, kv_token_s=1e-3, attention_pair_s=1e-4)
-    (step,) = mean_steps(_learning_recording(), cost)
+    (step,) = free_steps(_learning_recording(), cost)
 
     assert step == pytest.approx((3, 4 / 3, 0.25 / 3 - 0.001 - 0.001 - 0.001 - 0.008 - 0.0002))
 
@@ -289,11 +289,40 @@ def test_messages_from_before_the_learning_run_or_from_when_slots_were_full_do_n
     (message,) = recording.steps["learning"]
     recording.steps["learning"] = [msgspec.structs.replace(message, at=at) for at in (9.2, 9.9, 10.1)]
 
-    assert mean_steps(recording, StepCost()) == []
+    assert free_steps(recording, StepCost()) == []
+
+
+def test_steps_with_full_slots_are_those_of_the_capacity_run_and_of_the_rates_above_it() -> None:
+    """Parts of 10 s: at 35 s 1.2 of the capacity, at 45 s 1.6. What is not settled, or warming, does not count."""
+    recording = _recording()
+    (message,) = recording.steps["load"]
+    recording.capacity = msgspec.structs.replace(recording.capacity, name="capacity", warm_s=5.0, end_s=15.0)
+    recording.learning = msgspec.structs.replace(recording.learning, name="learning", end_s=50.0)
+
+    def messages(*instants: tuple[float, int]) -> list[Steps]:
+        return [msgspec.structs.replace(message, at=9.0 + at_s, num_steps=num) for at_s, num in instants]
+
+    recording.steps = {
+        "capacity": messages((4.0, 9), (8.0, 1)),
+        "learning": messages((25.0, 9), (30.5, 9), (35.0, 2), (45.0, 3)),
+    }
+    found = full_steps(recording, StepCost())
+
+    assert {share: [one.num_steps for one in steps] for share, steps in found.items()} == {1.0: [1], 1.2: [2], 1.6: [3]}
+
+
+def test_steps_with_full_slots_take_at_each_rate_what_they_took_in_all_such_messages() -> None:
+    """By messages: 1 ms beyond the line at 1.0, 3 ms in as many steps at the capacity. The rate below stays."""
+    line = Beside(0.001, 1e-5)
+    full = {1.0: [MeanStep(50, 100, 0.003)], 3.0: [MeanStep(20, 200, 0.006), MeanStep(30, 200, 0.006)]}
+    learned = _host(line, 0.0005, 0.0011).evened(full).known
+
+    assert [added.step_s for _, added in learned] == pytest.approx([0.0005, 0.0021])
 
 
 def _learning_recording() -> Recording:
     recording = _recording()
+    recording.learning = msgspec.structs.replace(recording.learning, name="learning")
     recording.steps = {"learning": recording.steps["load"]}
     return recording
 
