@@ -184,7 +184,7 @@ def decisions_about(fleet: Fleet, request_id: str) -> list[tuple[str, str]]:
 
 def test_decisions_reach_the_stream_with_their_reasons(fleet: Fleet) -> None:
     fleet.start("w1")
-    fleet.client.send("a", prompt(1), max_tokens=3)
+    fleet.client.send("a", prompt(1), max_tokens=3, class_id="low")  # a promise that no stall endangers
     wait_until(lambda: decisions_about(fleet, "a")[-1:] == [("finished", "length")], "the end")
     assert decisions_about(fleet, "a") == [
         ("queued", "arrived"),
