@@ -8,6 +8,7 @@ from statistics import median
 import pytest
 
 from scheduler_worker.core.plan import SequenceView, TenantService
+from scheduler_worker.core.policy import Policy, default_policy
 from scheduler_worker.core.sequence import SequenceState
 from scheduler_worker.executor import ExecutorInfo
 from scheduler_worker.protocol import keys
@@ -182,9 +183,18 @@ def decisions_about(fleet: Fleet, request_id: str) -> list[tuple[str, str]]:
     return [(one.kind, one.reason) for one in events if one.request_id == request_id]
 
 
+def unhurried() -> Policy:
+    """Promises that no stall of the machine endangers."""
+    document = default_policy().model_dump(mode="json")
+    for one in document["classes"]:
+        one["slo"]["ttft_s"], one["max_wait_s"] = 60.0, 600.0
+    return Policy.model_validate(document)
+
+
 def test_decisions_reach_the_stream_with_their_reasons(fleet: Fleet) -> None:
+    fleet.client.publish_policy(1, unhurried())
     fleet.start("w1")
-    fleet.client.send("a", prompt(1), max_tokens=3, class_id="low")  # a promise that no stall endangers
+    fleet.client.send("a", prompt(1), max_tokens=3)
     wait_until(lambda: decisions_about(fleet, "a")[-1:] == [("finished", "length")], "the end")
     assert decisions_about(fleet, "a") == [
         ("queued", "arrived"),
