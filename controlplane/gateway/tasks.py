@@ -26,7 +26,10 @@ class Tasks:
         return task
 
     def keep(self, name: str, job: Callable[[], Awaitable[None]]) -> asyncio.Task[Any]:
-        """Run a loop that is started again when it fails: one bad message must not end the gateway."""
+        """Run a loop that is started again when it fails: one bad message must not end the gateway.
+
+        One that ends by itself has ended: started again it might end at once, and nothing else would ever run.
+        """
         return self.spawn(_supervised(name, job))
 
     async def stop(self) -> None:
@@ -56,7 +59,7 @@ async def every(interval_s: float, job: Callable[[], Awaitable[None]]) -> None:
 async def _supervised(name: str, job: Callable[[], Awaitable[None]]) -> None:
     while True:
         try:
-            await job()
+            return await job()
         except Exception:
             logger.exception("%s failed; starting it again", name)
             await asyncio.sleep(RESTART_S)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
+import sys
 
 from controlplane.gateway.tasks import Tasks
 
@@ -48,3 +50,21 @@ def test_a_loop_that_fails_is_started_again() -> None:
 
     asyncio.run(asyncio.wait_for(run(), timeout=10))
     assert len(starts) == 2
+
+
+def test_a_loop_that_was_told_to_end_is_not_started_again() -> None:
+    """As an output stream's reader that misses its cancellation: started over and over, it would let nothing
+    else run. A process of its own can be stopped from outside then."""
+    code = """
+import asyncio
+from controlplane.gateway.tasks import Tasks
+
+async def ended():
+    pass
+
+async def run():
+    await asyncio.wait_for(Tasks().keep("reader", ended), timeout=5)
+
+asyncio.run(run())
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=30)
