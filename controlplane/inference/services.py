@@ -48,15 +48,42 @@ class AcceptedRequest:
 
 
 def record_accepted(rows: Sequence[AcceptedRequest], pool: str | None = None) -> None:
-    """Commit the rows of many requests at once. Repeating it (an answer was lost) changes nothing."""
-    records = [_row(one, pool or settings.TIDEGATE.pool) for one in rows]
-    InferenceRequest.objects.bulk_create(records, ignore_conflicts=True)
+    """Commit the rows of many requests at once. Repeating it (an answer was lost) changes nothing.
+
+    One statement with one parameter, a transaction by itself: as a bulk insert of the ORM each row takes 0.2 ms of
+    Python beside the gateway's event loop, and the batch three round trips.
+    """
+    known = pool or settings.TIDEGATE.pool
+    if rows:
+        with connection.cursor() as cursor:
+            cursor.execute(_ACCEPT, [msgspec.json.encode([_accepted(one, known) for one in rows]).decode()])
 
 
-def _row(one: AcceptedRequest, pool: str) -> InferenceRequest:
+class _Accepted(Struct, frozen=True):
+    """A row as it is inserted. The instant is seconds since the epoch."""
+
+    id: str
+    pool: str
+    tenant_id: int
+    api_key_id: int
+    class_id: str
+    endpoint: str
+    model: str
+    gateway: str
+    stream: bool
+    arrived_at: float
+    num_prompt_tokens: int
+    max_tokens: int
+    parameters: Any
+    prompt: Any
+    header: bytes
+    payload: bytes | None
+
+
+def _accepted(one: AcceptedRequest, pool: str) -> _Accepted:
     keep = one.retention != "none"
-    return InferenceRequest(
-        id=UUID(one.header.request_id),
+    return _Accepted(
+        id=one.header.request_id,
         pool=pool,
         tenant_id=one.tenant_id,
         api_key_id=one.key_id,
@@ -65,7 +92,7 @@ def _row(one: AcceptedRequest, pool: str) -> InferenceRequest:
         model=one.model,
         gateway=one.header.gateway,
         stream=one.stream,
-        arrived_at=instant(one.header.arrived_at),
+        arrived_at=one.header.arrived_at,
         num_prompt_tokens=one.header.num_prompt_tokens,
         max_tokens=one.header.max_tokens,
         parameters=storable(dict(one.parameters)),
@@ -73,6 +100,25 @@ def _row(one: AcceptedRequest, pool: str) -> InferenceRequest:
         header=encode(one.header),
         payload=encode(one.payload) if keep else None,
     )
+
+
+_ACCEPT = f"""
+INSERT INTO {InferenceRequest._meta.db_table} (
+    id, pool, tenant_id, api_key_id, class_id, endpoint, model, gateway, stream, arrived_at, num_prompt_tokens,
+    max_tokens, parameters, prompt, header, payload, state, accepted_at, num_output_tokens, num_cached_tokens,
+    finish_reason, error, worker, num_attempts, num_preemptions
+)
+SELECT
+    id, pool, tenant_id, api_key_id, class_id, endpoint, model, gateway, stream, to_timestamp(arrived_at),
+    num_prompt_tokens, max_tokens, parameters, prompt, decode(header, 'base64'), decode(payload, 'base64'),
+    '{RequestState.ACCEPTED.value}', clock_timestamp(), 0, 0, '', '', '', 0, 0
+FROM json_to_recordset(%s) AS accepted(
+    id uuid, pool text, tenant_id bigint, api_key_id bigint, class_id text, endpoint text, model text, gateway text,
+    stream bool, arrived_at float8, num_prompt_tokens int, max_tokens int, parameters jsonb, prompt jsonb, header text,
+    payload text
+)
+ON CONFLICT DO NOTHING
+"""
 
 
 def storable(value: Any) -> Any:
