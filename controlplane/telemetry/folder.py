@@ -162,6 +162,7 @@ class Folder:
         """Read, fold, and publish where this process leads; returns whether anyone watches."""
         async for message in self._source.read_new():
             self.fold.take(message)
+            await asyncio.sleep(0)  # streams have their turn: half a second of a busy fleet takes 10 ms and more
         self.leads = await self._leadership.hold()
         watched = await self._source.is_watched()
         if self._refresh_due.is_now(self.now()):
