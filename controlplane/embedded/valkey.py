@@ -51,6 +51,8 @@ class Valkey:
             "requirepass": self.password,
             "appendonly": "yes",
             "appendfsync": "everysec",
+            # Each rewriting begins with a fork that holds everybody up, 4 to 20 ms; 64 MB are written in seconds.
+            "auto-aof-rewrite-min-size": "256mb",
             "save": '""',
             "maxmemory-policy": "noeviction",
             "daemonize": "no",
