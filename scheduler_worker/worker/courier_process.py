@@ -22,7 +22,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -56,8 +56,25 @@ _LENGTH: Final = 4
 _BUFFER_BYTES: Final = 1 << 20
 _encode = msgspec.msgpack.Encoder().encode
 
-GatewayRow: TypeAlias = tuple[str, FrameRow]
-"""A row and the gateway that it is for."""
+
+
+class Going(Struct, array_like=True):
+    """Requests that got one token in a step and go on, by columns: nearly all rows of nearly all steps."""
+
+    request_ids: list[str]
+    attempts: list[int]
+    token_ids: list[int]
+
+    @classmethod
+    def nobody(cls) -> Going:
+        """No rows yet."""
+        return cls([], [], [])
+
+    def add(self, request_id: str, attempt: int, token_id: int) -> None:
+        """One row more."""
+        self.request_ids.append(request_id)
+        self.attempts.append(attempt)
+        self.token_ids.append(token_id)
 
 
 class CourierFailed(RuntimeError):
@@ -86,8 +103,11 @@ class Claim(Struct, frozen=True, tag=True):
 
 
 class Publish(Struct, frozen=True, tag=True):
+    """Of `rows`, `offset` is for the courier to fill in."""
+
     step: int
-    rows: list[GatewayRow]
+    rows: list[FrameRow]
+    going: Going
 
 
 class Renew(Struct, frozen=True, tag=True):
@@ -245,9 +265,9 @@ class CourierProcess:
         """Try to take these; the outcome arrives as `ClaimsSettled`."""
         self._order(Claim(request_ids))
 
-    def publish(self, step: int, rows: list[GatewayRow]) -> None:
-        """Send a step's rows; what is no longer ours arrives as `ClaimsLost`."""
-        self._order(Publish(step, rows))
+    def publish(self, step: int, rows: list[FrameRow], going: Going) -> None:
+        """Send a step's rows, `offset` left out; what is no longer ours arrives as `ClaimsLost`."""
+        self._order(Publish(step, rows, going))
 
     def renew(self) -> None:
         """Renew the lease; what we hold arrives as `ClaimsHeld`."""
@@ -296,41 +316,63 @@ class CourierProcess:
 # --- the child
 
 
+class _Output(NamedTuple):
+    """A held request's gateway and all of its output so far."""
+
+    gateway: str
+    tokens: list[int]
+
+
 class _Outputs(Receiver):
-    """All output of the requests that are held, by id and attempt, for corrections; news pass through here."""
+    """The requests that are held, by id and attempt, with their output, for corrections; news pass through here."""
 
     def __init__(self, channel: Channel) -> None:
         self._channel = channel
-        self._tokens: dict[tuple[str, int], list[int]] = {}
+        self._held: dict[tuple[str, int], _Output] = {}
 
     def put(self, news: News) -> None:
         """Called by the courier's thread and the follower's."""
         match news:
             case ClaimsSettled(_, won):
                 for one in won:
-                    key = one.header.request_id, one.header.attempt
-                    self._tokens[key] = unpack(one.token_ids).tolist()
+                    output = _Output(one.header.gateway, unpack(one.token_ids).tolist())
+                    self._held[one.header.request_id, one.header.attempt] = output
                 self._channel.send(news)
             case ClaimsLost(attempts):
                 for lost in attempts.items():
-                    self._tokens.pop(lost, None)
+                    self._held.pop(lost, None)
                 self._channel.send(news)
             case ClaimsHeld(attempts):
-                for gone in list(self._tokens.keys() - attempts.items()):
-                    self._tokens.pop(gone, None)
+                for gone in list(self._held.keys() - attempts.items()):
+                    self._held.pop(gone, None)
                 self._channel.send(news)
             case ThreadFailed(name, error):
                 self._channel.send(Failure(name, f"{type(error).__name__}: {error}"))
             case QueueChanged() | QueueMirrored() | PolicyNews():
                 self._channel.send(news)
 
-    def outgoing(self, gateway: str, row: FrameRow) -> OutgoingRow:
-        """The row with all output of its request so far. Called by the main thread."""
+    def outgoing(self, order: Publish) -> list[OutgoingRow]:
+        """A step's rows with all output of their requests so far; what is no longer held has none. Called by the main
+        thread."""
+        going, found = order.going, list[OutgoingRow]()
+        for request_id, attempt, token_id in zip(going.request_ids, going.attempts, going.token_ids, strict=True):
+            output = self._held.get((request_id, attempt))
+            if output is not None:
+                gateway, tokens = output
+                row = FrameRow(request_id=request_id, attempt=attempt, offset=len(tokens), token_ids=(token_id,))
+                tokens.append(token_id)
+                found.append(OutgoingRow(gateway, row, tokens))
+        found += [one for row in order.rows if (one := self._outgoing(row)) is not None]
+        return found
+
+    def _outgoing(self, row: FrameRow) -> OutgoingRow | None:
         key = row.request_id, row.attempt
-        tokens = self._tokens.setdefault(key, [])
+        output = self._held.pop(key, None) if row.finish else self._held.get(key)
+        if output is None:
+            return None
+        gateway, tokens = output
+        row = msgspec.structs.replace(row, offset=len(tokens))
         tokens.extend(row.token_ids)
-        if row.finish:
-            self._tokens.pop(key, None)
         return OutgoingRow(gateway, row, tokens)
 
 
@@ -363,8 +405,8 @@ def main(socket_fd: int, memory_fd: int) -> None:
                 follower.start()
             case Claim(request_ids):
                 courier.claim(request_ids)
-            case Publish(step, rows):
-                courier.publish(step, [outputs.outgoing(gateway, row) for gateway, row in rows])
+            case Publish():
+                courier.publish(order.step, outputs.outgoing(order))
             case Renew():
                 courier.renew()
             case Leave(timeout_s):

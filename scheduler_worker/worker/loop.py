@@ -10,9 +10,8 @@ import json
 import logging
 import threading
 import time
-from array import array
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Final
@@ -26,7 +25,7 @@ from scheduler_worker.protocol.messages import FrameRow, Header, PolicyAnnouncem
 from scheduler_worker.protocol.scripts import Change, ChangeOp, Claimed
 from scheduler_worker.protocol.token_bytes import unpack
 from scheduler_worker.worker.clock import RedisClock
-from scheduler_worker.worker.courier_process import CourierProcess, GatewayRow
+from scheduler_worker.worker.courier_process import CourierProcess, Going
 from scheduler_worker.worker.inbox import (
     ClaimsHeld,
     ClaimsLost,
@@ -57,10 +56,9 @@ class WorkerFailed(RuntimeError):
 
 @dataclass(slots=True, eq=False)
 class Held:
-    """A claimed request, of whose output `num_sent` tokens are given to the courier."""
+    """A claimed request."""
 
     header: Header
-    num_sent: int
     claimed_at: float
 
 
@@ -94,7 +92,8 @@ class StepLoop:
         self._num_failed_steps = 0
         self._stats = LoopStats()
         self._next_report = float("inf")  # until the queue is mirrored
-        self._out: list[GatewayRow] = []
+        self._out: list[FrameRow] = []
+        self._going = Going.nobody()
 
     # --- the turn
 
@@ -198,30 +197,40 @@ class StepLoop:
 
     # --- what the core decided
 
-    def _take(self, applied: Applied, rows: Iterable[RowOutput] = ()) -> None:
+    def _take(self, applied: Applied, outputs: Iterable[RowOutput] = ()) -> None:
         """Turn what the core made of it into rows for the gateways."""
         if applied.events:
             self._stats.events.extend(applied.events)
         finished = {one.seq_id: one for one in applied.finished}
         if applied.tokens is not None:
-            outputs = {one.seq_id: one for one in rows}
-            for seq_id, num_new in applied.tokens.rows:
-                self._take_tokens(outputs[seq_id], num_new, finished.pop(seq_id, None))
+            self._take_tokens(applied.tokens.rows, iter(outputs), finished)
         for one in finished.values():
             self._end(one)
         for seq_id in applied.released:
             self._executor.remove(seq_id)
 
-    def _take_tokens(self, output: RowOutput, num_new: int, ended: Finished | None) -> None:
-        held = self._held.get(output.seq_id) if ended is None else self._held.pop(output.seq_id, None)
-        if held is None:
-            return
-        tokens = output.token_ids[:num_new]
-        self._stats.count_tokens(held.header.class_id, num_new)
-        if ended is None:
-            self._add_row(held, tokens, logprobs=output)
-        else:
-            self._add_row(held, tokens, ended.reason, ended.error or "", output, self._timings(held, ended))
+    def _take_tokens(
+        self, told: Iterable[tuple[str, int]], outputs: Iterator[RowOutput], finished: dict[str, Finished]
+    ) -> None:
+        """Both are in the plan's order; an output of which nothing is told is passed over. This runs for every row."""
+        add, num_generated = self._going.add, self._stats.num_generated_tokens
+        for seq_id, num_new in told:
+            output = next(outputs)
+            while output.seq_id != seq_id:
+                output = next(outputs)
+            ended = finished.pop(seq_id, None)
+            held = self._held.get(seq_id) if ended is None else self._held.pop(seq_id, None)
+            if held is None:
+                continue
+            header = held.header
+            num_generated[header.class_id] += num_new
+            if ended is not None:
+                tokens, timings = output.token_ids[:num_new], self._timings(held, ended)
+                self._add_row(held, tokens, ended.reason, ended.error or "", output, timings)
+            elif num_new == 1 and output.logprobs is None:
+                add(seq_id, header.attempt, output.token_ids[0])
+            else:
+                self._add_row(held, output.token_ids[:num_new], logprobs=output)
 
     def _end(self, ended: Finished) -> None:
         """A sequence that ended without a token in this step."""
@@ -244,21 +253,20 @@ class StepLoop:
         row = FrameRow(
             request_id=held.header.request_id,
             attempt=held.header.attempt,
-            offset=held.num_sent,
+            offset=0,  # the courier knows it
             token_ids=tokens,
             finish=finish,
             error=error,
             logprobs=() if reported is None else (reported,),
             timings=timings,
         )
-        held.num_sent += len(tokens)
-        self._out.append((held.header.gateway, row))
+        self._out.append(row)
 
     def _send(self, step: int) -> None:
         """One publication a step; a step without tokens is progress as well."""
-        if self._out:
-            self._courier.publish(step, self._out)
-            self._out = []
+        if self._out or self._going.request_ids:
+            self._courier.publish(step, self._out, self._going)
+            self._out, self._going = [], Going.nobody()
         else:
             self._courier.renew_if_due(RENEW_EVERY_S)
 
@@ -367,8 +375,7 @@ class StepLoop:
     def _receive(self, claimed: Claimed) -> None:
         """A request is ours now: compute it, or end it with the reason why not."""
         header, now = claimed.header, self._clock.now()
-        generated = unpack(claimed.token_ids)
-        held = Held(header, len(generated), now)
+        held = Held(header, now)
         waited = self._waiting.pop(header.request_id, None)
         if (ending := self._why_not(claimed)) is not None:
             self._impossible.pop(header.request_id, None)
@@ -378,7 +385,7 @@ class StepLoop:
         if waited is None or waited.attempt != header.attempt:
             self._take(self._scheduler.add(to_core(header), now))
         self._held[header.request_id] = held
-        self._introduce(claimed, generated)
+        self._introduce(claimed)
         self._scheduler.claim([header.request_id], now)
 
     def _why_not(self, claimed: Claimed) -> tuple[FinishReason, str] | None:
@@ -393,9 +400,9 @@ class StepLoop:
             return FinishReason.FAILED, f"given up after {claimed.header.attempt} workers lost it"
         return None
 
-    def _introduce(self, claimed: Claimed, generated: array[int]) -> None:
+    def _introduce(self, claimed: Claimed) -> None:
         assert claimed.payload is not None
-        prompt = unpack(claimed.payload.token_ids)
+        prompt, generated = unpack(claimed.payload.token_ids), unpack(claimed.token_ids)
         self._executor.add(
             SequenceInput(
                 seq_id=claimed.header.request_id,

@@ -67,10 +67,6 @@ class LoopStats:
         if output.forward_s > 0.0:
             self.overheads_s.append(wall_s - output.forward_s)
 
-    def count_tokens(self, class_id: str, num_tokens: int) -> None:
-        """Count a sequence's new tokens."""
-        self.num_generated_tokens[class_id] += num_tokens
-
     def close(self, snapshot: Snapshot, cost_model: dict[str, float], draining: bool) -> None:
         """Nothing is added any more."""
         self.cost_model = cost_model
