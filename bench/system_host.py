@@ -18,7 +18,7 @@ from typing import NamedTuple
 from scheduler_worker.sim.host import Host
 
 NUM_ROUNDS = 10
-NUM_WHOLE = 3  # rounds whose differences are corrected whole; the later ones are averaged
+NUM_WHOLE = 2  # rounds whose differences are corrected whole; after them, all count alike
 BLOCK_STEPS = 8  # a host is late for so long; of 2 to 100, with 8 a learning run's waits spread most as measured
 KEPT = 0.8  # of the values, around the median: what a mean is taken of
 
@@ -168,7 +168,7 @@ def learn_host(
     added = [Added(one.means.first_s / 4, 0.0) for one in parts]
     for place in range(NUM_ROUNDS):
         host = LearnedHost(beside, _known(parts, added), share_at, place)
-        weight = 1.0 / max(1, place + 1 - NUM_WHOLE)
+        weight = 1.0 / max(1, place + 2 - NUM_WHOLE)
         found = simulated(host)
         added = [
             _corrected(one, part, mean, weight) for one, part, mean in zip(added, parts, found, strict=True)
