@@ -143,13 +143,22 @@ def _ratios(recording: Recording, load: float, names: Sequence[str]) -> dict[str
     }
 
 
-@pytest.mark.parametrize("host", [KnownHost, KinkedHost])
-def test_a_load_between_those_learned_is_predicted_within_a_few_per_cent(
-    monkeypatch: pytest.MonkeyPatch, host: Callable[[], Host]
-) -> None:
-    load = 0.8
+@pytest.fixture(autouse=True)
+def _watched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(system_sim, "Scheduler", Watched)
-    monkeypatch.setattr(system_prediction, "NUM_DRAWS", 1)
-    ratios = _ratios(_recording(load, host), load, ("ttft_p50", "tpot_p50"))
+    monkeypatch.setattr(system_prediction, "NUM_DRAWS", 3)
+
+
+def test_a_load_between_those_learned_is_predicted_within_a_few_per_cent() -> None:
+    load = 0.8
+    ratios = _ratios(_recording(load, KnownHost), load, ("ttft_p50", "tpot_p50"))
+
+    assert ratios == pytest.approx(dict.fromkeys(ratios, 1.0), abs=0.05)
+
+
+def test_steps_that_no_line_follows_are_predicted_as_they_were_at_that_rate() -> None:
+    """By the line alone, times per token are 6 to 8 % too short here."""
+    load = 0.9
+    ratios = _ratios(_recording(load, KinkedHost), load, ("tpot_p50",))
 
     assert ratios == pytest.approx(dict.fromkeys(ratios, 1.0), abs=0.05)
