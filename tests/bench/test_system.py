@@ -16,7 +16,7 @@ from bench.system_clients import LENGTHS, Run, Workload
 from bench.system_host import BLOCK_STEPS, Added, Beside, LearnedHost, Means, MeanStep, Part, learn_host
 from bench.system_load import Job, Load, Planned, Seen
 from bench.system_model import write_text_side
-from bench.system_prediction import Times, free_steps, full_steps, lateness, means_of
+from bench.system_prediction import UNTOLD_S, Times, free_steps, full_steps, lateness, learned, means_of
 from bench.system_recording import Recording, Steps, read_recording, write_recording
 from bench.system_report import median_table
 from bench.system_sim import Learned, Way, Ways
@@ -260,6 +260,20 @@ def test_lateness_is_learned_within_parts_and_where_slots_are_free() -> None:
     ]
 
     assert lateness(times, part_s=1.0) == pytest.approx(0.5)
+
+
+def test_news_of_a_request_that_was_late_before_come_later_by_its_share_of_that_while_slots_are_free() -> None:
+    """Queued after 10 and 20 ms, then 100 and 105 ms until the first token: half of 5 ms around the mean each."""
+    recording = _recording()
+    sent = [(place, at_s, late_s) for place, at_s in enumerate((1.0, 41.0)) for late_s in (0.01, 0.02)]
+    recording.learning = msgspec.structs.replace(recording.learning, requests=[], seen=[], end_s=50.0)
+    for number, (_, at_s, late_s) in enumerate(sent):
+        recording.learning.requests.append(Planned(number, at_s, 0, "high", 3, 2))
+        recording.learning.seen.append(Seen(number, at_s, 0.0, 200, at_s + 0.2, at_s + 0.3, 2, f"r{number}"))
+        recording.queued[f"r{number}"] = [late_s - UNTOLD_S, 0.0]
+        recording.parts[f"r{number}"] = [late_s + 0.08, 0.01, 0.005 + late_s / 2, 0.2]
+
+    assert [one.way.late_s for one in learned(recording)] == pytest.approx([-0.0025, 0.0025, 0.0, 0.0])
 
 
 def test_means_are_of_urgent_first_tokens_and_of_answers_that_lie_in_their_part() -> None:
