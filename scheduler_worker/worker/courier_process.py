@@ -51,6 +51,8 @@ logger = logging.getLogger(__name__)
 
 MAX_QUEUED_STEPS: Final = 4
 LOOK_EVERY_S: Final = 0.0005
+SWITCH_EVERY_S: Final = 0.0005
+"""Three threads share Python's lock in the courier's process: news must not wait until a step's rows are made."""
 _NEVER: Final = float("-inf")
 _LENGTH: Final = 4
 _BUFFER_BYTES: Final = 1 << 20
@@ -278,10 +280,14 @@ class CourierProcess:
         if time.monotonic() - self._last_order_at >= every_s:
             self.renew()
 
+    def has_space(self) -> bool:
+        """Whether fewer than `MAX_QUEUED_STEPS` orders wait."""
+        return self.num_queued < MAX_QUEUED_STEPS
+
     def wait_for_space(self, timeout_s: float) -> bool:
-        """Hold the loop back while `MAX_QUEUED_STEPS` orders wait; whether there is room now."""
+        """Hold the loop back while there is no space; whether there is now."""
         ends_at = time.monotonic() + timeout_s
-        while self.num_queued >= MAX_QUEUED_STEPS:
+        while not self.has_space():
             if time.monotonic() >= ends_at:
                 return False
             time.sleep(LOOK_EVERY_S)
@@ -380,6 +386,7 @@ def main(socket_fd: int, memory_fd: int) -> None:
     """Carry out orders until told to leave, or until the parent is gone."""
     for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(one, signal.SIG_IGN)  # they are the parent's to answer
+    sys.setswitchinterval(SWITCH_EVERY_S)
     channel, progress = Channel(socket.socket(fileno=socket_fd)), Progress(memory_fd)
     decoder = msgspec.msgpack.Decoder(Order)
     orders = (decoder.decode(data) for data in channel.messages())

@@ -94,6 +94,7 @@ class StepLoop:
         self._next_report = float("inf")  # until the queue is mirrored
         self._out: list[FrameRow] = []
         self._going = Going.nobody()
+        self._unsent_step: int | None = None
 
     # --- the turn
 
@@ -103,13 +104,19 @@ class StepLoop:
             self.turn()
 
     def turn(self) -> None:
-        """News, claims, at most one step launched and one collected; waits when there is nothing to do."""
+        """News, claims, at most one step launched and one collected; waits when there is nothing to do.
+
+        The tokens of the turn before leave after this one's claims: these take a moment at the courier, and come back
+        before the next step is planned; behind the tokens of a large batch they would miss it.
+        """
         started = time.perf_counter()
         self._take_news()
         self._report_if_due()
+        if self._may_claim():
+            self._ask_for_claims()
+        self._send()
         if not self._may_step():
             return
-        self._ask_for_claims()
         launched = self._launch()
         if self._in_flight and (not launched or len(self._in_flight) >= self._max_in_flight):
             output = self._collect()
@@ -121,6 +128,11 @@ class StepLoop:
         """Collect and publish what is in flight, launch nothing more: before the worker leaves."""
         while self._in_flight:
             self._collect()
+            self._send()
+        self._send()
+
+    def _may_claim(self) -> bool:
+        return time.monotonic() < self._courier.lease_ends_at and self._courier.has_space()
 
     def _may_step(self) -> bool:
         """Only under a lease, and not far ahead of what Redis knows."""
@@ -175,7 +187,7 @@ class StepLoop:
         applied = self._scheduler.apply_result(to_result(plan, output), self._clock.now())
         self._stats.step_applied(plan)
         self._take(applied, output.rows)
-        self._send(output.step)
+        self._unsent_step = output.step
         return output
 
     def _shrink(self, plan: StepPlan, error: OutOfMemory) -> None:
@@ -187,7 +199,7 @@ class StepLoop:
         if self._num_failed_steps >= MAX_FAILED_STEPS:
             self._num_failed_steps = 0
             self._give_up_on(plan.chunks[-1].seq_id, "the device has no memory for it, even in a small batch")
-        self._send(plan.step)
+        self._unsent_step = plan.step
 
     def _give_up_on(self, seq_id: str, error: str) -> None:
         held = self._held.pop(seq_id, None)
@@ -262,12 +274,13 @@ class StepLoop:
         )
         self._out.append(row)
 
-    def _send(self, step: int) -> None:
+    def _send(self) -> None:
         """One publication a step; a step without tokens is progress as well."""
+        step, self._unsent_step = self._unsent_step, None
         if self._out or self._going.request_ids:
-            self._courier.publish(step, self._out, self._going)
+            self._courier.publish(step or 0, self._out, self._going)
             self._out, self._going = [], Going.nobody()
-        else:
+        elif step is not None:
             self._courier.renew_if_due(RENEW_EVERY_S)
 
     @staticmethod
@@ -290,8 +303,6 @@ class StepLoop:
     def _take_news(self) -> None:
         for news in chain(self._courier.news(), self._inbox.take()):
             self._take_one(news)
-        if self._out:
-            self._send(0)
 
     def _take_one(self, news: News) -> None:
         match news:
