@@ -202,7 +202,7 @@ def parse() -> argparse.Namespace:
     add("--seconds", type=float, default=30.0, help="measured seconds of each load (30)")
     add("--warm", type=float, default=5.0, help="seconds before them (5)")
     add("--capacity-seconds", type=float, default=10.0)
-    add("--learn-seconds", type=float, default=30.0)
+    add("--learn-seconds", type=float, default=40.0)
     add("--slots", type=int, help="rows of the batch; 256 on CUDA, 16 on a CPU")
     add("--lengths", choices=LENGTHS, help="usual on CUDA, short on a CPU")
     add("--gateways", type=int, default=max(1, min(8, cpus // 2)), help="web processes")
