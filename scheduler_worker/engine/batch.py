@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import gt
 
 import numpy as np
 import torch
 
-from scheduler_worker.engine.attention.base import AttentionBatch, BoolArray, IntArray, TableArray, to_device
+from scheduler_worker.engine.attention.base import AttentionBatch, IntArray, TableArray, to_device
 from scheduler_worker.engine.rows import StepRows
 from scheduler_worker.engine.sampling import SampleRows
 
@@ -58,8 +59,8 @@ class Packer:
         num_rows = len(rows)
         if rows.num_single < num_rows:
             return self._pack_mixed(rows)
-        input_ids, is_fed = _single_tokens(rows)
-        fed = is_fed.nonzero()[0]
+        input_ids, rows_fed = _single_tokens(rows)
+        fed = np.array(rows_fed, dtype=np.int64)
         return self._batch(
             rows,
             offsets=self._numbers[: num_rows + 1],
@@ -74,15 +75,16 @@ class Packer:
         np.cumsum(counts, out=offsets[1:])
         num_tokens = int(offsets[-1])
         positions = np.repeat(rows.starts - offsets[:-1], counts) + np.arange(num_tokens)
-        input_ids, is_fed = np.zeros(num_tokens, dtype=np.int64), np.zeros(num_rows, dtype=bool)
+        input_ids = np.zeros(num_tokens, dtype=np.int64)
         single = rows.num_single
-        input_ids[:single], is_fed[:single] = _single_tokens(rows)
+        input_ids[:single], rows_fed = _single_tokens(rows)
         for row in range(single, num_rows):
             begin, start = int(offsets[row]), int(rows.starts[row])
             known = rows.sequences[row].tokens[start : start + int(counts[row])]
             input_ids[begin : begin + len(known)] = known
-            is_fed[row] = len(known) < counts[row]
-        fed, last_tokens = is_fed.nonzero()[0], offsets[1:] - 1
+            if len(known) < counts[row]:
+                rows_fed.append(row)
+        fed, last_tokens = np.array(rows_fed, dtype=np.int64), offsets[1:] - 1
         return self._batch(
             rows,
             offsets=offsets,
@@ -123,15 +125,21 @@ class Packer:
         )
 
 
-def _single_tokens(rows: StepRows) -> tuple[IntArray, BoolArray]:
-    """The token of each row that has one, and which of them only the device knows (0 here)."""
-    starts = rows.starts[: rows.num_single]
-    sequences = rows.sequences if rows.num_single == len(rows) else rows.sequences[: rows.num_single]
-    is_fed: BoolArray = starts >= np.array([len(one.tokens) for one in sequences])
-    if not is_fed.any():
-        known = [one.tokens[start] for one, start in zip(sequences, starts.tolist(), strict=True)]
-        return np.array(known, dtype=np.int64), is_fed
-    input_ids = np.zeros(len(starts), dtype=np.int64)
-    for row in (~is_fed).nonzero()[0].tolist():
-        input_ids[row] = sequences[row].tokens[starts[row]]
-    return input_ids, is_fed
+def _single_tokens(rows: StepRows) -> tuple[IntArray, list[int]]:
+    """The token of each row that has one, and the rows whose token only the device knows (0 here).
+
+    Without numpy: a few rows are the usual case on a CPU, and there each of its operations costs more than a row.
+    """
+    count = rows.num_single
+    sequences = rows.sequences if count == len(rows) else rows.sequences[:count]
+    starts = rows.starts[:count].tolist()
+    num_known = [len(one.tokens) for one in sequences]
+    if all(map(gt, num_known, starts)):
+        known = [one.tokens[start] for one, start in zip(sequences, starts, strict=True)]
+        return np.array(known, dtype=np.int64), []
+    fed = [row for row, (start, num) in enumerate(zip(starts, num_known, strict=True)) if start >= num]
+    input_ids = np.zeros(count, dtype=np.int64)
+    if len(fed) < count:
+        for row in sorted(set(range(count)).difference(fed)):
+            input_ids[row] = sequences[row].tokens[starts[row]]
+    return input_ids, fed

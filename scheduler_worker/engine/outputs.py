@@ -9,7 +9,6 @@ from math import isfinite
 
 from scheduler_worker.core.chunks import StepChunks
 from scheduler_worker.core.plan import FilledBlock, StepPlan
-from scheduler_worker.engine.attention.base import IntArray
 from scheduler_worker.engine.mapped import Landing
 from scheduler_worker.engine.rows import StepRows
 from scheduler_worker.engine.sampling import Sampled
@@ -56,16 +55,16 @@ def step_rows(step: LaunchedStep) -> tuple[RowOutput, ...]:
             return _in_order(step.rows.places, found)
     outputs: dict[int, RowOutput] = {}
     if step.rows is not None:
-        outputs.update(zip(step.rows.places.tolist(), found, strict=False))
+        outputs.update(zip(step.rows.places, found, strict=False))
     for place, error in step.failed.items():
         outputs[place] = RowOutput(step.chunks.at(place).seq_id, (), error=error)
     step.is_plain = False
     return tuple([outputs[place] for place in sorted(outputs)])
 
 
-def _in_order(places: IntArray, rows: list[RowOutput]) -> tuple[RowOutput, ...]:
+def _in_order(places: list[int], rows: list[RowOutput]) -> tuple[RowOutput, ...]:
     ordered = rows.copy()
-    for place, row in zip(places.tolist(), rows, strict=True):
+    for place, row in zip(places, rows, strict=True):
         ordered[place] = row
     return tuple(ordered)
 
@@ -73,7 +72,7 @@ def _in_order(places: IntArray, rows: list[RowOutput]) -> tuple[RowOutput, ...]:
 def _outputs(step: LaunchedStep, rows: StepRows, sampled: Sampled) -> list[RowOutput]:
     """Of the computed rows, in their own order."""
     ids, sequences = sampled.ids.tolist(), rows.sequences
-    if sampled.logprob_rows is not None or not (all(map(isfinite, sampled.peaks.tolist())) and rows.samples.all()):
+    if sampled.logprob_rows is not None or not (rows.all_sample and all(map(isfinite, sampled.peaks.tolist()))):
         return _outputs_one_by_one(step, rows, sampled, ids)
     for sequence, token_id in zip(sequences, ids, strict=True):
         sequence.num_pending -= 1
@@ -146,13 +145,13 @@ def filled_blocks(step: LaunchedStep, block_size: int) -> tuple[FilledBlock, ...
     rows = step.rows
     if rows is None:
         return ()
-    firsts, ends = rows.starts // block_size, (rows.starts + rows.counts) // block_size
     filled: list[FilledBlock] = []
-    for row in (ends > firsts).nonzero()[0].tolist():
+    for row, (start, count) in enumerate(zip(rows.starts.tolist(), rows.counts.tolist(), strict=True)):
+        if start % block_size + count < block_size or row in step.broken:
+            continue
         sequence = rows.sequences[row]
-        if row not in step.broken:
-            filled += [
-                FilledBlock(sequence.seq_id, index, sequence.block_hash(index, block_size))
-                for index in range(int(firsts[row]), int(ends[row]))
-            ]
+        filled += [
+            FilledBlock(sequence.seq_id, index, sequence.block_hash(index, block_size))
+            for index in range(start // block_size, (start + count) // block_size)
+        ]
     return tuple(filled)

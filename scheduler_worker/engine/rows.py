@@ -29,16 +29,18 @@ class StepRows:
     """Rows in packing order: first `num_single` of one token, by context length, then longer chunks.
 
     Row `i` computes `counts[i]` tokens of `sequences[i]` from position `starts[i]` on; its chunk is at `places[i]` of
-    the plan. `num_prompt` are the tokens of its prompt; `samples` says whether a new token comes of it.
+    the plan. `num_prompt` are the tokens of its prompt; `samples` says whether a new token comes of it, `all_sample`
+    whether one comes of every row.
     """
 
-    places: IntArray
+    places: list[int]
     sequences: list[EngineSequence]
     slots: IntArray
     starts: IntArray
     counts: IntArray
     num_prompt: IntArray
     samples: BoolArray
+    all_sample: bool
     num_single: int
 
     def __len__(self) -> int:
@@ -48,34 +50,37 @@ class StepRows:
     def of(cls, rows: list[Row]) -> StepRows:
         """From chunks, in any order; `rows` is put in order."""
         rows.sort(key=_packing_order)
-        places, slots, starts, counts, num_prompt = np.array(
+        slots, starts, counts, num_prompt = np.array(
             [
-                (place, chunk.slot, chunk.start, chunk.num_tokens, sequence.num_prompt_tokens)
-                for place, sequence, chunk in rows
+                (chunk.slot, chunk.start, chunk.num_tokens, sequence.num_prompt_tokens)
+                for _, sequence, chunk in rows
             ],
             dtype=np.int64,
         ).T.copy()
+        samples = [chunk.samples for _, _, chunk in rows]
         return cls(
-            places,
+            [place for place, _, _ in rows],
             [sequence for _, sequence, _ in rows],
             slots,
             starts,
             counts,
             num_prompt,
-            np.array([chunk.samples for _, _, chunk in rows]),
+            np.array(samples),
+            all(samples),
             sum(chunk.num_tokens == 1 for _, _, chunk in rows),
         )
 
     def after(self, first: StepRows) -> StepRows:
         """Both as one: `first`, all of one token, and these."""
         joined = StepRows(
-            np.concatenate((first.places, self.places)),
+            first.places + self.places,
             first.sequences + self.sequences,
             np.concatenate((first.slots, self.slots)),
             np.concatenate((first.starts, self.starts)),
             np.concatenate((first.counts, self.counts)),
             np.concatenate((first.num_prompt, self.num_prompt)),
             np.concatenate((first.samples, self.samples)),
+            first.all_sample and self.all_sample,
             first.num_single + self.num_single,
         )
         return joined._in_order() if self.num_single else joined
@@ -84,15 +89,16 @@ class StepRows:
         """Rows of one token by context length."""
         order = np.arange(len(self))
         order[: self.num_single] = self.starts[: self.num_single].argsort(kind="stable")
-        sequences = self.sequences
+        rows = order.tolist()
         return StepRows(
-            self.places[order],
-            [sequences[place] for place in order.tolist()],
+            [self.places[row] for row in rows],
+            [self.sequences[row] for row in rows],
             self.slots[order],
             self.starts[order],
             self.counts[order],
             self.num_prompt[order],
             self.samples[order],
+            self.all_sample,
             self.num_single,
         )
 
@@ -108,7 +114,7 @@ class _Decoding:
     where its rows start."""
 
     source: DecodeRows
-    places: IntArray
+    places: list[int]
     sequences: list[EngineSequence]
     slots: IntArray
     offsets: IntArray
@@ -126,14 +132,15 @@ class _Decoding:
                 return None
             found.append(sequence)
         offsets = np.array(source.offsets, dtype=np.int64)
-        places = offsets.argsort(kind="stable")
-        sequences = [found[place] for place in places.tolist()]
+        order = offsets.argsort(kind="stable")
+        places = order.tolist()
+        sequences = [found[place] for place in places]
         return cls(
             source=source,
             places=places,
             sequences=sequences,
-            slots=np.array(source.slots, dtype=np.int64)[places],
-            offsets=offsets[places],
+            slots=np.array(source.slots, dtype=np.int64)[order],
+            offsets=offsets[order],
             counts=np.ones(len(places), dtype=np.int64),
             num_prompt=np.array([one.num_prompt_tokens for one in sequences], dtype=np.int64),
             samples=np.ones(len(places), dtype=bool),
@@ -150,6 +157,7 @@ class _Decoding:
             self.counts,
             self.num_prompt,
             self.samples,
+            True,
             len(starts),
         )
 
