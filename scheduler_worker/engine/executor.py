@@ -12,7 +12,6 @@ import platform
 import secrets
 import time
 from collections import deque
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -93,8 +92,9 @@ class TorchExecutor:
         self._last_ids = torch.zeros(settings.num_slots + 1, dtype=torch.int64, device=self._device)
         self._sequences: dict[str, EngineSequence] = {}
         self._launched: deque[LaunchedStep] = deque()
-        self._landings: Iterator[Landing] | None = None
-        if not self._on_host:  # one more than may be launched
+        self._num_launched = 0
+        self._landings: list[Landing] = []
+        if not self._on_host:
             self._landings = landings(self._max_in_flight_steps + 1, settings.num_slots, self._device)
         self._stager = Stager(self._sequences, self._tables, shape.block_size, self._occupy)
         clock.ended("cache")
@@ -172,6 +172,7 @@ class TorchExecutor:
         for swap_in in plan.swap_ins:
             self._checkpoints.forget(swap_in.seq_id)
         self._launched.append(step)
+        self._num_launched += 1
 
     def wait(self) -> None:
         """Until `collect` would not wait."""
@@ -215,6 +216,7 @@ class TorchExecutor:
         self._move_blocks(step.plan)
         step.rows, step.failed = self._stager.stage(step.plan.step, step.chunks)
         if step.rows is not None:
+            step.rows.expect_tokens()
             self._compute(step, step.rows)
         step.host_s = time.perf_counter() - started
 
@@ -247,8 +249,9 @@ class TorchExecutor:
         self._sampler.occupy(slot, sequence)
 
     def _compute(self, step: LaunchedStep, rows: StepRows) -> None:
-        landing = None if self._landings is None else next(self._landings)
-        if landing is not None:
+        landing = None
+        if self._landings:  # in turn; one whose step failed to start is used again
+            landing = self._landings[self._num_launched % len(self._landings)]
             landing.started.record()
         batch = self._packer.pack(rows)
         captured = self._graphs.run(batch) if self._graphs else None
@@ -306,8 +309,7 @@ class TorchExecutor:
     def _undo(self, step: LaunchedStep) -> None:
         self._stager.forget()
         if step.rows is not None:
-            for sequence, samples in zip(step.rows.sequences, step.rows.samples.tolist(), strict=True):
-                sequence.num_pending -= samples
+            step.rows.expect_no_tokens()
         for sequence in self._tables.undo_step():
             if sequence.slot is not None:
                 self._sampler.occupy(sequence.slot, sequence)

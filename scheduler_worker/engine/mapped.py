@@ -7,9 +7,7 @@ of the time between two steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import cycle
 from typing import Any
 
 import torch
@@ -61,8 +59,8 @@ class Landing:
         return sampled.beside(self.ids[:count], self.peaks[:count])
 
 
-def landings(num_steps: int, num_rows: int, device: torch.device) -> Iterator[Landing]:
-    """In turn, places for `num_steps` steps of at most `num_rows` rows."""
+def landings(num_steps: int, num_rows: int, device: torch.device) -> list[Landing]:
+    """Places for `num_steps` steps of at most `num_rows` rows."""
     made = []
     for _ in range(num_steps):
         (ids, device_ids), (peaks, device_peaks) = (
@@ -70,4 +68,4 @@ def landings(num_steps: int, num_rows: int, device: torch.device) -> Iterator[La
         )
         events = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         made.append(Landing(ids, peaks, device_ids, device_peaks, *events))
-    return cycle(made)
+    return made

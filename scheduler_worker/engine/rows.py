@@ -46,6 +46,16 @@ class StepRows:
     def __len__(self) -> int:
         return len(self.sequences)
 
+    def expect_tokens(self) -> None:
+        """The sequences' counts of tokens that are to come."""
+        for sequence, samples in zip(self.sequences, self.samples.tolist(), strict=True):
+            sequence.num_pending += samples
+
+    def expect_no_tokens(self) -> None:
+        """Takes `expect_tokens` back."""
+        for sequence, samples in zip(self.sequences, self.samples.tolist(), strict=True):
+            sequence.num_pending -= samples
+
     @classmethod
     def of(cls, rows: list[Row]) -> StepRows:
         """From chunks, in any order; `rows` is put in order."""
@@ -191,8 +201,6 @@ class Stager:
         if decoding is None:
             rows = self._rows(enumerate(chunks), failed)
             return (StepRows.of(rows) if rows else None), failed
-        for sequence in decoding.sequences:
-            sequence.num_pending += 1
         if not chunks.others:
             return decoding, failed
         rows = self._rows(enumerate(chunks.others, start=len(decoding)), failed)
@@ -230,7 +238,6 @@ class Stager:
             if error or sequence is None:
                 failed[place] = error or _UNKNOWN
             else:
-                sequence.num_pending += chunk.samples
                 rows.append((place, sequence, chunk))
         return rows
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from queue import SimpleQueue
 from typing import Final, NamedTuple
 
@@ -121,6 +121,10 @@ class Courier(HelperThread):
         self._lease_ends_at = _NEVER
 
     def _publish(self, step: int, rows: list[OutgoingRow]) -> None:
+        for each_once in apart(rows):
+            self._publish_once(step, each_once)
+
+    def _publish_once(self, step: int, rows: list[OutgoingRow]) -> None:
         while rows:
             frames = self._frames(step, rows)
             outcome = self._run(scripts.publish(self._pool, self._worker, self._lease_s, frames))
@@ -144,6 +148,20 @@ class Courier(HelperThread):
             gone = set(lost)
             attempts = {one.row.request_id: one.row.attempt for one in rows if one.row.request_id in gone}
             self._inbox.put(ClaimsLost(attempts))
+
+
+def apart(rows: list[OutgoingRow]) -> Iterator[list[OutgoingRow]]:
+    """The rows in their order, in as many lists as it takes that none has a request twice: Redis compares every row
+    with what it had before them all."""
+    while rows:
+        seen: set[str] = set()
+        first: list[OutgoingRow] = []
+        later: list[OutgoingRow] = []
+        for one in rows:
+            (later if one.row.request_id in seen else first).append(one)
+            seen.add(one.row.request_id)
+        yield first
+        rows = later
 
 
 def corrected(rows: Iterable[OutgoingRow], outcome: scripts.Published) -> Iterable[OutgoingRow]:

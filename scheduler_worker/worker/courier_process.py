@@ -22,6 +22,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import compress
 from typing import Final, NamedTuple, TypeAlias
 
 import msgspec
@@ -77,6 +78,13 @@ class Going(Struct, array_like=True):
         self.request_ids.append(request_id)
         self.attempts.append(attempt)
         self.token_ids.append(token_id)
+
+    def remove(self, request_id: str) -> None:
+        """Without the rows of that request."""
+        kept = [one != request_id for one in self.request_ids]
+        self.request_ids = list(compress(self.request_ids, kept))
+        self.attempts = list(compress(self.attempts, kept))
+        self.token_ids = list(compress(self.token_ids, kept))
 
 
 class CourierFailed(RuntimeError):
@@ -341,8 +349,11 @@ class _Outputs(Receiver):
         match news:
             case ClaimsSettled(_, won):
                 for one in won:
+                    request_id, attempt = one.header.request_id, one.header.attempt
+                    for before in range(attempt):  # of a claim that lapsed
+                        self._held.pop((request_id, before), None)
                     output = _Output(one.header.gateway, unpack(one.token_ids).tolist())
-                    self._held[one.header.request_id, one.header.attempt] = output
+                    self._held[request_id, attempt] = output
                 self._channel.send(news)
             case ClaimsLost(attempts):
                 for lost in attempts.items():

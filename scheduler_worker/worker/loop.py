@@ -125,11 +125,12 @@ class StepLoop:
             self._idle()
 
     def finish_steps(self) -> None:
-        """Collect and publish what is in flight, launch nothing more: before the worker leaves."""
+        """Collect and publish what is in flight, launch nothing more: before the worker leaves. Each step by itself,
+        first the one whose tokens the turn before left here."""
+        self._send()
         while self._in_flight:
             self._collect()
             self._send()
-        self._send()
 
     def _may_claim(self) -> bool:
         return time.monotonic() < self._courier.lease_ends_at and self._courier.has_space()
@@ -429,8 +430,10 @@ class StepLoop:
             self._drop(seq_id)
 
     def _drop(self, seq_id: str) -> None:
-        """Forget a claim without a row: another worker goes on with it."""
+        """Forget a claim without a row, also one that is not sent yet: another worker goes on with it."""
         del self._held[seq_id]
+        self._going.remove(seq_id)
+        self._out = [row for row in self._out if row.request_id != seq_id]
         self._take(self._scheduler.withdraw([seq_id], self._clock.now()))
 
     def _take_mirror(self, mirror: QueueMirrored) -> None:

@@ -9,6 +9,8 @@ from transformers import PreTrainedModel
 
 from scheduler_worker.core.chunks import StepChunks
 from scheduler_worker.core.plan import Chunk, StepPlan
+from scheduler_worker.engine.rows import Stager
+from scheduler_worker.executor import OutOfMemory
 from tests.engine.models import make_executor, make_prompt, reference
 from tests.engine.planner import HandPlanner
 
@@ -90,3 +92,28 @@ def test_a_sequence_that_is_gone_fails_its_row_among_columns(llama: PreTrainedMo
 
     assert "does not know" in (planner.sequences["1"].error or "")
     assert {one: output[one] for one in "023"} == {str(number): expected(llama, number) for number in (0, 2, 3)}
+
+
+def test_no_memory_while_rows_are_placed_leaves_the_others_as_they_were(
+    llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planner = decoding(llama)
+    pending = {one: sequence.num_pending for one, sequence in planner.executor._sequences.items()}  # type: ignore[attr-defined]
+    planner.add("new", make_prompt(9, 9), NUM_NEW)
+    place, plan = Stager._place, planner.plan()
+
+    def no_memory(*_: object) -> None:
+        raise MemoryError("counts of tokens")
+
+    monkeypatch.setattr(Stager, "_place", no_memory)
+    with pytest.raises(OutOfMemory):
+        planner.executor.launch(plan)
+    found = planner.executor._sequences  # type: ignore[attr-defined]
+    assert {one: found[one].num_pending for one in pending} == pending
+
+    monkeypatch.setattr(Stager, "_place", place)
+    planner.executor.launch(plan)
+    planner.take(planner.executor.collect())
+    rest = planner.run()
+    assert rest["new"] == reference(llama, make_prompt(9, 9), NUM_NEW)
+    assert {one: rest[one] for one in "0123"} == {str(number): expected(llama, number) for number in range(4)}

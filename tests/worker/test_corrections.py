@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from scheduler_worker.protocol.messages import FrameRow, TokenLogprobs
 from scheduler_worker.protocol.scripts import Published
-from scheduler_worker.worker.courier import OutgoingRow, corrected
+from scheduler_worker.worker.courier import OutgoingRow, apart, corrected
 
 OUTPUT = [10, 11, 12, 13, 14]
 
@@ -48,3 +48,13 @@ def test_tokens_that_redis_lost_are_sent_again() -> None:
 def test_log_probabilities_stay_with_their_tokens() -> None:
     (moved,) = corrected([row("a", 3, 13, 14)], Published(stored={"a": 4}))
     assert [one.token_id for one in moved.row.logprobs] == [14]
+
+
+def test_two_rows_of_a_request_are_sent_one_after_the_other() -> None:
+    """Redis compares each with what it had before them all, and so would take the second for one that lost tokens."""
+    rows = [row("a", 3, 13), row("b", 3, 13), row("a", 4, 14), row("c", 0, 10)]
+    assert [[(one.row.request_id, one.row.offset) for one in each] for each in apart(rows)] == [
+        [("a", 3), ("b", 3), ("c", 0)],
+        [("a", 4)],
+    ]
+    assert list(apart([])) == []

@@ -89,3 +89,20 @@ def test_nothing_is_said_of_what_is_no_longer_held(channel: Channel) -> None:
 
     assert [row[1] for row in sent(held, step)] == ["c"]
     assert sent(held, Publish(2, [ending("c", 0, 5)], Going.nobody())) == []
+
+
+def test_a_claim_that_lapsed_is_forgotten_once_it_is_won_again(channel: Channel) -> None:
+    held = outputs(channel, claimed("a", 0, 7), claimed("b"))
+    held.put(ClaimsSettled(("a",), (claimed("a", 2, 7, 8),)))
+
+    assert sent(held, Publish(1, [], going(("a", 0, 1), ("a", 2, 2), ("b", 0, 3)))) == [
+        ("gateway of a", "a", 2, (2,), ""),
+        ("gateway of b", "b", 0, (3,), ""),
+    ]
+
+
+def test_rows_of_one_request_can_be_taken_back() -> None:
+    rows = going(("a", 0, 1), ("b", 1, 2), ("c", 2, 3))
+    rows.remove("b")
+    rows.remove("nobody")
+    assert rows == going(("a", 0, 1), ("c", 2, 3))

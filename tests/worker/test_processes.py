@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import signal
 
+import pytest
+
 from scheduler_worker.core.policy import default_policy
 from scheduler_worker.protocol import keys, scripts
 from scheduler_worker.protocol.messages import PolicyAnnouncement, SamplingParams
@@ -22,9 +24,10 @@ def test_a_request_streams_back_its_tokens(fleet: Fleet) -> None:
     assert fleet.client.outputs["a"].tokens == continuation(prompt(1), 12)
 
 
-def test_many_requests_on_two_workers_are_each_answered_once_and_in_order(fleet: Fleet) -> None:
-    fleet.start("w1", step_s=0.002, num_slots=4)
-    fleet.start("w2", step_s=0.002, num_slots=4)
+@pytest.mark.parametrize("depth", [1, 2])
+def test_many_requests_on_two_workers_are_each_answered_once_and_in_order(fleet: Fleet, depth: int) -> None:
+    fleet.start("w1", step_s=0.002, num_slots=4, max_in_flight_steps=depth)
+    fleet.start("w2", step_s=0.002, num_slots=4, max_in_flight_steps=depth)
     for number in range(40):
         fleet.client.send(f"r{number}", prompt(number), max_tokens=80 + number % 7)
     fleet.client.wait_for_end()
@@ -34,12 +37,13 @@ def test_many_requests_on_two_workers_are_each_answered_once_and_in_order(fleet:
     assert {output.workers[0] for output in fleet.client.outputs.values()} == {"w1", "w2"}
 
 
-def test_a_killed_worker_loses_and_doubles_no_token(fleet: Fleet) -> None:
-    victim = fleet.start("w1", step_s=0.02)
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_killed_worker_loses_and_doubles_no_token(fleet: Fleet, depth: int) -> None:
+    victim = fleet.start("w1", step_s=0.02, max_in_flight_steps=depth)
     for number in range(6):
         fleet.client.send(f"r{number}", prompt(number), max_tokens=400)
     fleet.client.wait_for_tokens("r5", 5)
-    fleet.start("w2", step_s=0.002)
+    fleet.start("w2", step_s=0.002, max_in_flight_steps=depth)
     victim.signal(signal.SIGKILL)
     fleet.client.wait_for_end()
     assert {one.attempt for one in fleet.client.outputs.values()} == {1}
@@ -80,14 +84,15 @@ def _lease_is_over(fleet: Fleet, worker: str) -> bool:
     return ends_at is not None and float(ends_at) < fleet.client.now()
 
 
-def test_a_draining_worker_gives_everything_to_the_next(fleet: Fleet) -> None:
-    leaving = fleet.start("w1", step_s=0.02)
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_draining_worker_gives_everything_to_the_next(fleet: Fleet, depth: int) -> None:
+    leaving = fleet.start("w1", step_s=0.02, max_in_flight_steps=depth)
     for number in range(4):
         fleet.client.send(f"r{number}", prompt(number), max_tokens=80)
     fleet.client.wait_for_tokens("r3", 5)
     leaving.signal(signal.SIGTERM)
     assert leaving.wait() == 0
-    fleet.start("w2", step_s=0.002)
+    fleet.start("w2", step_s=0.002, max_in_flight_steps=depth)
     fleet.client.wait_for_end()
     assert [one.tokens for one in fleet.client.outputs.values()] == [
         continuation(prompt(number), 80) for number in range(4)
