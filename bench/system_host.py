@@ -92,9 +92,9 @@ class Part(NamedTuple):
 
 
 class LearnedHost(Host):
-    """By the share of the capacity that is asked for at that instant, which `share_at` tells; who simulates sets the
-    clock. News are heard when the loop looks, once a step: their ways are spread evenly from 0 to twice their mean.
-    How late the host is, is drawn for `BLOCK_STEPS` steps together."""
+    """By the share of the capacity that is asked for at that instant, which `share_at` tells. News are heard when the
+    loop looks, once a step: their ways are spread evenly from 0 to twice their mean. How late the host is, is drawn for
+    `BLOCK_STEPS` steps together."""
 
     def __init__(
         self,
@@ -105,7 +105,6 @@ class LearnedHost(Host):
     ) -> None:
         super().__init__(0.0)
         self.beside, self.known = beside, known
-        self.clock: Callable[[], float] = lambda: 0.0
         self._share_at = share_at
         self._shares = [share for share, _ in known]
         self._draw = random.Random(f"host-{seed}")
@@ -133,19 +132,19 @@ class LearnedHost(Host):
         beyond_s = sum(one.num_steps * (one.beside_s - self.beside.mean_s(one.num_rows)) for one in steps)
         return beyond_s / max(1, sum(one.num_steps for one in steps))
 
-    def news_s(self, num_rows: int) -> float:
-        return self._draw.uniform(0.0, 2.0 * self._added().news_s)
+    def news_s(self, now: float) -> float:
+        return self._draw.uniform(0.0, 2.0 * self._added(now).news_s)
 
-    def beside_s(self, num_rows: int) -> float:
+    def beside_s(self, now: float, num_rows: int) -> float:
         if self._num_steps % BLOCK_STEPS == 0 and self.beside.variance:
             shape = BLOCK_STEPS / self.beside.variance
             self._swing = self._draw.gammavariate(shape, 1.0 / shape)
         self._num_steps += 1
-        return self.beside.mean_s(num_rows) * self._swing + self._added().step_s
+        return self.beside.mean_s(num_rows) * self._swing + self._added(now).step_s
 
-    def _added(self) -> Added:
+    def _added(self, now: float) -> Added:
         """Between two rates, in proportion; beyond the last ones, theirs."""
-        share, last = self._share_at(self.clock()), len(self._shares) - 1
+        share, last = self._share_at(now), len(self._shares) - 1
         place = bisect_left(self._shares, share)
         if place == 0 or place > last:
             return self.known[min(place, last)][1]

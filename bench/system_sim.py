@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from bench.system_clients import Run
 from bench.system_doors import Doors
-from bench.system_host import LearnedHost
 from scheduler_worker.core.cost_model import CostModel
 from scheduler_worker.core.plan import Capacity
 from scheduler_worker.core.policy import Policy
@@ -91,10 +90,7 @@ def simulate(
         host=host,
         keep_events=False,
     )
-    simulation = Simulation(requests, [scheduler], [fitted.cost], options, doors)
-    if isinstance(host, LearnedHost):
-        host.clock = lambda: simulation.now
-    return simulation.run().outcomes
+    return Simulation(requests, [scheduler], [fitted.cost], options, doors).run().outcomes
 
 
 def without_admission(policy: Policy) -> Policy:

@@ -187,7 +187,7 @@ class Simulation:
         self._waiting[header.class_id] = self._waiting.get(header.class_id, 0) + 1
         self._sample()
         for worker in self._workers:
-            delay = 0.0 if self.alone else self.host.news_s(worker.num_rows)
+            delay = 0.0 if self.alone else self.host.news_s(self.now)
             if delay:
                 self.at(self.now + delay, worker.hear, header)
             else:
@@ -295,10 +295,10 @@ class Simulation:
         for seq_id in won:
             self._by_id[seq_id].claimed_at = self.now
         self.note_claimed(won)
-        self.at(self.now + self.host.answer_s(worker.num_rows), worker.answered, won, lost)
+        self.at(self.now + self.host.answer_s(self.now), worker.answered, won, lost)
         for other in self._workers:
             if other is not worker:
-                self.at(self.now + self.host.news_s(other.num_rows), other.withdrawn, won)
+                self.at(self.now + self.host.news_s(self.now), other.withdrawn, won)
 
     @property
     def alone(self) -> bool:
@@ -324,7 +324,6 @@ class _Worker:
         self._asking: set[str] = set()
         self._polling = False
         self._progress_at = 0.0
-        self.num_rows = 0
 
     def hear(self, header: SequenceHeader) -> None:
         """The mirror shows a new header."""
@@ -363,16 +362,15 @@ class _Worker:
             self._simulation.note_claimed(candidates)
             return
         self._asking.update(candidates)
-        claim_s = self._simulation.host.claim_s(self.num_rows)
-        self._simulation.at(now + claim_s, self._simulation.race, self, candidates)
+        self._simulation.at(now + self._simulation.host.claim_s(now), self._simulation.race, self, candidates)
 
     def _launch(self, plan: StepPlan, now: float) -> None:
         self._scheduler.begin(plan)
         self._simulation.note_begun(plan)
         start = max(now, self._device_free_at)
         duration_s = self._simulation.step_s(self._cost, plan)
-        self.num_rows = plan.shape.num_decode_rows
-        self._device_free_at = start + duration_s + self._simulation.host.beside_s(self.num_rows)
+        beside_s = self._simulation.host.beside_s(now, plan.shape.num_decode_rows)
+        self._device_free_at = start + duration_s + beside_s
         self._outstanding += 1
         self._progress_at = now
         self._simulation.at(self._device_free_at, self._complete, plan, duration_s)

@@ -151,29 +151,25 @@ def test_the_learned_host_goes_with_the_rate_between_two_parts_and_keeps_to_them
     share: float, mean_s: float
 ) -> None:
     host = _host(NONE_BESIDE, 0.0, 0.0, share=share)
-    drawn = [host.news_s(10) for _ in range(2000)]
+    drawn = [host.news_s(0.0) for _ in range(2000)]
     assert sum(drawn) / len(drawn) == pytest.approx(mean_s, rel=0.05)
     assert 1.9 * mean_s < max(drawn) <= 2 * mean_s
 
 
 @pytest.mark.parametrize(("share", "beside_s"), [(0.5, 0.0018), (0.75, 0.0021), (1.0, 0.0024)])
 def test_a_step_is_longer_or_shorter_than_by_the_line_as_it_was_at_that_rate(share: float, beside_s: float) -> None:
-    assert _host(Beside(0.001, 1e-5), -0.0002, 0.0004, share=share).beside_s(100) == pytest.approx(beside_s)
+    assert _host(Beside(0.001, 1e-5), -0.0002, 0.0004, share=share).beside_s(0.0, 100) == pytest.approx(beside_s)
 
 
 def test_the_rate_of_the_learning_run_is_that_of_the_instant() -> None:
     host = LearnedHost(NONE_BESIDE, [(0.5, Added(0.0, 0.001)), (1.0, Added(0.0, 0.002))], lambda now: now)
-    found = []
-    for now in (0.5, 1.0):
-        host.clock = lambda now=now: now  # type: ignore[misc]
-        found.append(host.beside_s(10))
 
-    assert found == [0.001, 0.002]
+    assert [host.beside_s(now, 10) for now in (0.5, 1.0)] == [0.001, 0.002]
 
 
 def test_the_host_is_late_for_several_steps_at_a_time() -> None:
     host = _host(Beside(0.001, 0.0, 9.0), 0.0)
-    blocks = [{host.beside_s(10) for _ in range(BLOCK_STEPS)} for _ in range(40)]
+    blocks = [{host.beside_s(0.0, 10) for _ in range(BLOCK_STEPS)} for _ in range(40)]
 
     assert ({len(block) for block in blocks}, len(set().union(*blocks))) == ({1}, 40)
 
@@ -184,7 +180,9 @@ def test_what_lies_beside_the_device_is_learned_with_its_variance_from_messages_
     known = Beside(0.0002, 4e-6, 6.0)
     host = _host(known, 0.0)
     rows = [10 + place % 200 for place in range(3000)]
-    steps = [MeanStep(num_steps, one, sum(host.beside_s(one) for _ in range(num_steps)) / num_steps) for one in rows]
+    steps = [
+        MeanStep(num_steps, one, sum(host.beside_s(0.0, one) for _ in range(num_steps)) / num_steps) for one in rows
+    ]
     found = Beside.fit(steps)
 
     assert (found.mean_s(20), found.mean_s(200), found.variance) == pytest.approx((0.00028, 0.001, 6.0), rel=0.15)

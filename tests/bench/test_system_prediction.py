@@ -40,7 +40,7 @@ class KnownHost(Host):
         super().__init__(0.001)
         self._num_steps = 0
 
-    def beside_s(self, num_rows: int) -> float:
+    def beside_s(self, now: float, num_rows: int) -> float:
         self._num_steps += 1
         return (0.0005 + 1e-4 * num_rows) * (0.5 if self._num_steps % 2 else 1.5)
 
@@ -48,8 +48,8 @@ class KnownHost(Host):
 class KinkedHost(KnownHost):
     """And by 1 ms, a fifth of a step, when most slots are taken: what no line can follow."""
 
-    def beside_s(self, num_rows: int) -> float:
-        return super().beside_s(num_rows) + (0.001 if num_rows > 10 else 0.0)
+    def beside_s(self, now: float, num_rows: int) -> float:
+        return super().beside_s(now, num_rows) + (0.001 if num_rows > 10 else 0.0)
 
 
 class Watched(Scheduler):

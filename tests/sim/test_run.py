@@ -194,16 +194,16 @@ class Slow(Host):
     def __init__(self) -> None:
         super().__init__(0.0)
 
-    def news_s(self, num_rows: int) -> float:
+    def news_s(self, now: float) -> float:
         return 0.01
 
-    def claim_s(self, num_rows: int) -> float:
+    def claim_s(self, now: float) -> float:
         return 0.02
 
-    def answer_s(self, num_rows: int) -> float:
+    def answer_s(self, now: float) -> float:
         return 0.04
 
-    def beside_s(self, num_rows: int) -> float:
+    def beside_s(self, now: float, num_rows: int) -> float:
         return 0.005
 
 
