@@ -105,9 +105,6 @@ class Executor(Protocol):
     def launch(self, plan: StepPlan) -> None:
         """Start a booked plan; returns without waiting for its tokens where the device allows."""
 
-    def wait(self) -> None:
-        """Until `collect` would return without waiting."""
-
     def collect(self) -> StepOutput:
         """The output of the oldest launched plan; waits for it."""
 

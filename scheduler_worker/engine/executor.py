@@ -175,7 +175,7 @@ class TorchExecutor:
         self._num_launched += 1
 
     def wait(self) -> None:
-        """Until `collect` would not wait."""
+        """Until `collect` would not wait: for who times the two apart."""
         if self._launched and (landing := self._launched[0].landing) is not None:
             landing.done.synchronize()
 

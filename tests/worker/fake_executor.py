@@ -69,9 +69,6 @@ class FakeExecutor:
             raise OutOfMemory(f"{len(plan.chunks)} rows, room for {self.max_rows}")
         self.launched.append(plan)
 
-    def wait(self) -> None:
-        """Nothing: steps are computed when they are collected."""
-
     def collect(self) -> StepOutput:
         plan = self.launched.popleft()
         started = time.perf_counter()
