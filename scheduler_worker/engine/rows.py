@@ -8,7 +8,7 @@ found once; chunks of prompts, of which there are few, are looked at one by one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -99,6 +99,10 @@ class StepRows:
         """Rows of one token by context length."""
         order = np.arange(len(self))
         order[: self.num_single] = self.starts[: self.num_single].argsort(kind="stable")
+        return self.taken(order)
+
+    def taken(self, order: IntArray) -> StepRows:
+        """The same rows in this order."""
         rows = order.tolist()
         return StepRows(
             [self.places[row] for row in rows],
@@ -120,56 +124,37 @@ def _packing_order(row: Row) -> tuple[bool, int]:
 
 @dataclass(slots=True)
 class _Decoding:
-    """What does not change while plans share `source`, in packing order. `offsets`, added to a step's number, are
-    where its rows start."""
+    """What does not change while plans share `source`: its rows, as they would start in a step of the number 0."""
 
     source: DecodeRows
-    places: list[int]
-    sequences: list[EngineSequence]
-    slots: IntArray
-    offsets: IntArray
-    counts: IntArray
-    num_prompt: IntArray
-    samples: BoolArray
+    rows: StepRows
 
     @classmethod
     def of(cls, source: DecodeRows, holders: list[EngineSequence | None]) -> _Decoding | None:
         """None if a row is not what its slot holds, or cannot be computed."""
-        found: list[EngineSequence] = []
+        sequences: list[EngineSequence] = []
         for slot, seq_id in zip(source.slots, source.seq_ids, strict=True):
             sequence = holders[slot]
             if sequence is None or sequence.seq_id != seq_id or sequence.error:
                 return None
-            found.append(sequence)
-        offsets = np.array(source.offsets, dtype=np.int64)
-        order = offsets.argsort(kind="stable")
-        places = order.tolist()
-        sequences = [found[place] for place in places]
-        return cls(
-            source=source,
-            places=places,
+            sequences.append(sequence)
+        num_rows = len(sequences)
+        rows = StepRows(
+            places=list(range(num_rows)),
             sequences=sequences,
-            slots=np.array(source.slots, dtype=np.int64)[order],
-            offsets=offsets[order],
-            counts=np.ones(len(places), dtype=np.int64),
+            slots=np.array(source.slots, dtype=np.int64),
+            starts=np.array(source.offsets, dtype=np.int64),
+            counts=np.ones(num_rows, dtype=np.int64),
             num_prompt=np.array([one.num_prompt_tokens for one in sequences], dtype=np.int64),
-            samples=np.ones(len(places), dtype=bool),
+            samples=np.ones(num_rows, dtype=bool),
+            all_sample=True,
+            num_single=num_rows,
         )
+        return cls(source, rows.taken(rows.starts.argsort(kind="stable")))
 
     def in_step(self, step: int) -> StepRows:
         """The rows of the step of that number."""
-        starts = self.offsets + step
-        return StepRows(
-            self.places,
-            self.sequences,
-            self.slots,
-            starts,
-            self.counts,
-            self.num_prompt,
-            self.samples,
-            True,
-            len(starts),
-        )
+        return replace(self.rows, starts=self.rows.starts + step)
 
 
 class Stager:
@@ -211,20 +196,23 @@ class Stager:
         source, known = chunks.decodes, self._decoding
         if not source.seq_ids:
             return None
-        if known is None or known.source is not source:
-            known = _Decoding.of(source, self._tables.holders)
-            if known is None or not self._fit(known, step, chunks):
-                self._decoding = None
+        is_new = known is None or known.source is not source
+        if known is None or is_new:
+            known = self._decoding = _Decoding.of(source, self._tables.holders)
+            if known is None:
                 return None
-            self._decoding = known
+        rows = known.in_step(step)
+        if is_new and not self._fit(rows, chunks):
+            self._decoding = None
+            return None
         for place, blocks in chunks.growth.items():
             self._tables.append(self._sequences[source.seq_ids[place]], blocks)
-        return known.in_step(step)
+        return rows
 
-    def _fit(self, rows: _Decoding, step: int, chunks: StepChunks) -> bool:
+    def _fit(self, rows: StepRows, chunks: StepChunks) -> bool:
         """Whether every row has the token to compute and, with what it gets, a block to put it in."""
-        ends = rows.offsets + (step + 1)
-        grown = np.zeros(len(ends), dtype=np.int64)
+        ends = rows.starts + 1
+        grown = np.zeros(len(rows), dtype=np.int64)
         grown[list(chunks.growth)] = [len(blocks) for blocks in chunks.growth.values()]
         room = np.array([len(one.blocks) for one in rows.sequences]) + grown[rows.places]
         known = np.array([len(one.tokens) + one.num_pending for one in rows.sequences])
