@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch._inductor import config as inductor_config
@@ -50,10 +50,10 @@ def first_of_each_kind(model: PreTrainedModel, specs: Sequence[LayerSpec]) -> It
 
     Enough for a run that is to compile and load what the whole model needs. `specs` says how each layer attends.
     """
-    cut: list[tuple[Module, str, Module]] = []
+    cut: list[tuple[Module, str, ModuleList]] = []
     for owner in list(model.modules()):
         for name, stack in list(owner.named_children()):
-            if _is_stack(stack) and len(stack) == len(specs):  # type: ignore[arg-type]
+            if _is_stack(stack) and len(stack) == len(specs):
                 cut.append((owner, name, stack))
     for owner, name, stack in cut:
         layers = list(stack.children())
@@ -95,7 +95,7 @@ def _parts(model: PreTrainedModel) -> list[Module]:
     return found
 
 
-def _is_stack(module: Module) -> bool:
+def _is_stack(module: Module) -> TypeGuard[ModuleList]:
     """Whether these are decoder layers."""
     return isinstance(module, ModuleList) and all(
         any(hasattr(part, "layer_idx") for part in layer.modules()) for layer in module

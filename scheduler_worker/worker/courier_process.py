@@ -60,7 +60,6 @@ _BUFFER_BYTES: Final = 1 << 20
 _encode = msgspec.msgpack.Encoder().encode
 
 
-
 class Going(Struct, array_like=True):
     """Requests that got one token in a step and go on, by columns: nearly all rows of nearly all steps."""
 

@@ -1,7 +1,8 @@
 """The step loop: the only code that touches the scheduler and the executor.
 
-A turn takes the news, asks for claims, launches a step if the core plans one, and collects the oldest when as
-many are in flight as the executor allows. The courier and the follower speak to Redis, beside the loop.
+A turn takes the news, asks for claims, sends what the turn before computed, launches a step if the core plans one, and
+collects the oldest when as many are in flight as the executor allows. The courier and the follower speak to Redis,
+beside the loop.
 """
 
 from __future__ import annotations
