@@ -4,11 +4,12 @@ Gateways, Postgres, Valkey, Celery and one worker as the demo starts them; a mod
 processes of their own that stream `/v1/completions`, three classes 20/30/50, answers of exactly the asked length.
 
 1. Capacity: a closed loop that keeps every slot busy, admission off; requests that end per second.
-2. Learning: arrivals at rising rates under the shipped policy. From this run come the cost model, and at each rate what
-   the host and the ways to the worker and back add to it (`bench.system_prediction`).
-3. Arrivals at random (Poisson), at 0.85 and 1.5 of that capacity: what the clients see.
-4. The simulator's prediction of 3 from the instants and lengths of its requests, and what was learned in 1 and 2. It
-   takes a minute or two, after the record is written.
+2. Arrivals at random (Poisson) under the shipped policy, at 0.85 and 1.5 of that capacity: what the clients see.
+3. Learning, before and after each of these, since a host drifts: arrivals at several rates, those near a load next to
+   it. From the first of these runs comes the cost model, from all of them at each rate what the host and the ways to
+   the worker and back add to it (`bench.system_prediction`).
+4. The simulator's prediction of 2 from the instants and lengths of its requests, and what was learned in 1 and 3. It
+   takes some minutes, after the record is written.
 
 Rows: `bench, engine, model, batch, value, unit, floor`, as those of `bench.engine`; `batch` is the number of slots.
 `--record FILE` keeps everything that was measured; `--replay FILE` does step 4 again from it.
@@ -30,13 +31,14 @@ from typing import Any
 from bench.system_clients import LENGTHS, Clients, Run, Workload, describe
 from bench.system_recording import Recording, Steps, read_recording, write_recording
 from bench.system_report import compare, figures, measured_points, show, summary
-from bench.system_sim import LEARNING_RATES, without_admission
+from bench.system_sim import without_admission
 from bench.system_stack import Stack, StackSettings
 from controlplane.embedded.errors import EmbeddedServiceError
 from controlplane.embedded.programs import Program
 from scheduler_worker.core.policy import default_policy
 
 LOADS = (0.85, 1.5)
+LEARNING = ([0.4, 0.7, 0.9], [0.9, 0.7, 1.2, 1.6], [1.6, 1.2])  # shares of the capacity: around each load
 CONCURRENCY = 1.5  # of the slots, in the closed loop
 SWAP_BYTES = 1 << 29
 FOLLOWED_S = 2.5  # workers and gateways follow a published policy within a second
@@ -101,10 +103,12 @@ class Bench:
         self._stack.publish(policy)
         time.sleep(FOLLOWED_S)
         per_s = len(capacity.ended()) / (capacity.end_s - capacity.warm_s)
-        learning = self._learn(per_s)
+        learning, runs = [self._learn(per_s, 1)], dict[float, Run]()
         info = self._stack.worker_info()
         self._rows.environment |= {"dtype": info.dtype, "attention": info.attention_backend}
-        runs = {load: self._poisson(load, per_s) for load in LOADS}
+        for number, load in enumerate(LOADS, start=2):
+            runs[load] = self._poisson(load, per_s)
+            learning.append(self._learn(per_s, number))
         for run in runs.values():
             show([figures(measured_points(run), policy)], say)
         return Recording(
@@ -169,10 +173,12 @@ class Bench:
         self._rows.add("capacity, device time of a step, median", 1e3 * device_s, "ms/step")
         say(f"{steps} steps of {rows:.0f} tokens: {1e3 * wall_s:.2f} ms each, the device's median {1e3 * device_s:.2f}")
 
-    def _learn(self, per_s: float) -> Run:
-        seconds = self._options.learn_seconds / len(LEARNING_RATES)
-        rates = [(share * per_s, seconds) for share in LEARNING_RATES]
-        return self._run("learning", self._workload.arrivals(rates, seed=2), 1.0, self._options.learn_seconds)
+    def _learn(self, per_s: float, number: int) -> Run:
+        seconds, shares = self._options.learn_seconds, LEARNING[number - 1]
+        rates = [(share * per_s, seconds / len(shares)) for share in shares]
+        run = self._run(f"learning {number}", self._workload.arrivals(rates, seed=1 + number), 1.0, seconds)
+        run.shares = shares
+        return run
 
     def _poisson(self, load: float, per_s: float) -> Run:
         options = self._options
@@ -202,7 +208,7 @@ def parse() -> argparse.Namespace:
     add("--seconds", type=float, default=30.0, help="measured seconds of each load (30)")
     add("--warm", type=float, default=5.0, help="seconds before them (5)")
     add("--capacity-seconds", type=float, default=10.0)
-    add("--learn-seconds", type=float, default=40.0)
+    add("--learn-seconds", type=float, default=24.0, help="of each of three runs (24)")
     add("--slots", type=int, help="rows of the batch; 256 on CUDA, 16 on a CPU")
     add("--lengths", choices=LENGTHS, help="usual on CUDA, short on a CPU")
     add("--gateways", type=int, default=max(1, min(8, cpus // 2)), help="web processes")

@@ -48,7 +48,8 @@ LENGTHS = {
 
 
 class Run(msgspec.Struct):
-    """One measured run. Answers are judged from `warm_s` to `end_s`, by the instant of sending."""
+    """One measured run. Answers are judged from `warm_s` to `end_s`, by the instant of sending. Requests come at these
+    `shares` of the capacity, each for the same time (known of learning runs)."""
 
     name: str
     requests: list[Planned]
@@ -57,6 +58,19 @@ class Run(msgspec.Struct):
     end_s: float
     began_at: float
     cpu_share: dict[str, float] = {}
+    shares: list[float] = []
+
+    @property
+    def part_s(self) -> float:
+        """How long each share is asked for."""
+        return self.end_s / len(self.shares)
+
+    def part_of(self, sent_s: float) -> int:
+        """Which of the shares is asked for at that instant."""
+        return min(len(self.shares) - 1, max(0, int(sent_s / self.part_s)))
+
+    def share_at(self, sent_s: float) -> float:
+        return self.shares[self.part_of(sent_s)]
 
     def judged(self) -> list[Seen]:
         return [one for one in self.seen if self.warm_s <= one.sent_s < self.end_s]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from bisect import bisect_left
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, linear_regression
 from typing import NamedTuple
@@ -99,14 +99,14 @@ class LearnedHost(Host):
     def __init__(
         self,
         beside: Beside,
-        known: Sequence[tuple[float, Added]],
+        known: Iterable[tuple[float, Added]],
         share_at: Callable[[float], float],
         seed: int = 0,
     ) -> None:
         super().__init__(0.0)
-        self.beside, self.known = beside, known
+        self.beside, self.known = beside, sorted(known)
         self._share_at = share_at
-        self._shares = [share for share, _ in known]
+        self._shares = [share for share, _ in self.known]
         self._draw = random.Random(f"host-{seed}")
         self._num_steps, self._swing = 0, 1.0
 
@@ -159,7 +159,7 @@ def learn_host(
     share_at: Callable[[float], float],
     simulated: Callable[[LearnedHost], Sequence[Means]],
 ) -> LearnedHost:
-    """The host with which the learning run, simulated, has the means that were measured; parts by rising shares.
+    """The host with which a learning run, simulated, has the means that were measured.
 
     `simulated` answers with the means of the same parts, each round with other draws: after the first rounds, which
     come near, all further ones count alike.

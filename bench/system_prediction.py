@@ -9,20 +9,10 @@ from typing import NamedTuple
 
 from bench.system_clients import Run
 from bench.system_doors import OK, Doors
-from bench.system_host import Beside, LearnedHost, Means, MeanStep, Part, learn_host, middle_mean
+from bench.system_host import Added, Beside, LearnedHost, Means, MeanStep, Part, learn_host, middle_mean
 from bench.system_load import Seen
 from bench.system_recording import Recording, Steps
-from bench.system_sim import (
-    LEARNING_RATES,
-    SETTLING_S,
-    Learned,
-    Way,
-    Ways,
-    fit,
-    is_settled,
-    part_of,
-    simulate,
-)
+from bench.system_sim import Learned, Way, Ways, fit, simulate
 from scheduler_worker.core.plan import StepShape
 from scheduler_worker.core.policy import Policy
 from scheduler_worker.sim.cost import StepCost
@@ -30,6 +20,7 @@ from scheduler_worker.sim.run import Outcome
 
 PARTS = ("queue_s", "formation_s", "prefill_s", "ttft_s")
 NUM_DRAWS = 5
+SETTLING_S = 0.75  # at the beginning of a part of a learning run, of the one before it
 UNTOLD_S = 0.0005  # Valkey's instants are cut to milliseconds
 MOST_URGENT = "high"  # waits least for a slot: what it waits for is on its way
 
@@ -61,54 +52,60 @@ class Predicted(NamedTuple):
 
 
 class Predictor:
-    """Learns from a recording's learning run; predicts the others in their order, since gateways remember."""
+    """Learns from a recording's learning runs, and predicts the others."""
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
         self._policy = Policy.model_validate_json(recording.policy)
         self.fitted = fit(recording.info, recording.num_in_flight, recording.num_swap_blocks)
-        self.ways = Ways.of(learned(recording), recording.learning.end_s)
-        self._doors = self._opened()
-        self.host = self._learn_host()
-        self._doors.recall(recording.learning)
+        self.ways = Ways.of(one for run in recording.learning for one in learned(recording, run))
+        self._doors = self._remembering()
+        self.beside = Beside.fit(free_steps(recording, self.fitted.cost))
+        self.known = [(run, self._learn_host(run)) for run in recording.learning]
 
     def predict(self, load: float, run: Run) -> list[Predicted]:
         """The run at that share of the capacity, several times with other draws."""
-        found, before = [], self._doors
+        found = []
+        host = LearnedHost(self.beside, together(known for _, known in self.known), lambda _: load)
+        host = host.evened(full_steps(self._recording, self.fitted.cost))
         for seed in range(NUM_DRAWS):
-            self._doors, ways = deepcopy(before), self.ways.draw([load] * len(run.seen), seed)
-            outcomes = self._simulate(run, self.host.drawing(seed, load), self._doors, ways)
-            found.append(Predicted(outcomes, ways))
+            ways = self.ways.draw([load] * len(run.seen), seed)
+            found.append(Predicted(self._simulate(run, host.drawing(seed, load), ways), ways))
         return found
 
-    def _opened(self) -> Doors:
-        """The gateways as they are when the learning run begins."""
+    def _remembering(self) -> dict[str, Doors]:
+        """By a run's name, the gateways as they are when it begins: they have seen all runs before it."""
         recording = self._recording
-        num_gateways = 1 + max(one.gateway for one in recording.learning.requests)
+        runs = sorted([*recording.learning, *recording.runs.values()], key=lambda run: run.began_at)
+        num_gateways = 1 + max(one.gateway for run in runs for one in run.requests)
         doors = Doors(self._policy, self.fitted.capacity, num_gateways, recording.capacity.began_at)
-        doors.recall(recording.capacity)
-        return doors
+        found = {}
+        for before, run in zip([recording.capacity, *runs], runs, strict=False):
+            doors.recall(before)
+            found[run.name] = deepcopy(doors)
+        return found
 
-    def _learn_host(self) -> LearnedHost:
-        recording, run, part_s = self._recording, self._recording.learning, self.ways.part_s
-        ways = self.ways.own(run)
-        beside = Beside.fit(free_steps(recording, self.fitted.cost))
-        least_s = beside.base_s + self.fitted.cost.base_s
-
-        def share_at(now: float) -> float:
-            return LEARNING_RATES[part_of(now, part_s)]
+    def _learn_host(self, run: Run) -> list[tuple[float, Added]]:
+        """What the host added at each rate of this learning run."""
+        ways, least_s = self.ways.own(run), self.beside.base_s + self.fitted.cost.base_s
 
         def simulated(host: LearnedHost) -> Sequence[Means]:
-            outcomes = self._simulate(run, host, deepcopy(self._doors), ways)
-            return means_of(simulated_times(run, outcomes, ways), part_s)
+            return means_of(simulated_times(run, self._simulate(run, host, ways), ways), run)
 
-        means = means_of(measured_times(recording, run), part_s)
-        parts = [Part(share, mean, least_s) for share, mean in zip(LEARNING_RATES, means, strict=True)]
-        host = learn_host(beside, parts, share_at, simulated)
-        return host.evened(full_steps(recording, self.fitted.cost))
+        means = means_of(measured_times(self._recording, run), run)
+        parts = [Part(share, mean, least_s) for share, mean in zip(run.shares, means, strict=True)]
+        return learn_host(self.beside, parts, run.share_at, simulated).known
 
-    def _simulate(self, run: Run, host: LearnedHost, doors: Doors, ways: Sequence[Way]) -> list[Outcome]:
-        return simulate(run, self._policy, self.fitted, host, doors, ways)
+    def _simulate(self, run: Run, host: LearnedHost, ways: Sequence[Way]) -> list[Outcome]:
+        return simulate(run, self._policy, self.fitted, host, deepcopy(self._doors[run.name]), ways)
+
+
+def together(hosts: Iterable[Sequence[tuple[float, Added]]]) -> list[tuple[float, Added]]:
+    """By rising rate, the mean of what several learning runs found there."""
+    found: dict[float, list[Added]] = {}
+    for share, added in (one for host in hosts for one in host):
+        found.setdefault(share, []).append(added)
+    return [(share, Added(*map(fmean, zip(*found[share], strict=True)))) for share in sorted(found)]
 
 
 def known_parts(recording: Recording, one: Seen) -> list[float] | None:
@@ -117,17 +114,16 @@ def known_parts(recording: Recording, one: Seen) -> list[float] | None:
     return known if len(known) == len(PARTS) else None
 
 
-def learned(recording: Recording) -> list[Learned]:
-    """The learning run's first tokens beside the worker; requests of which a part is unknown are left out."""
-    times, run = measured_times(recording, recording.learning), recording.learning
-    part_s = run.end_s / len(LEARNING_RATES)
-    share, means = lateness(times, part_s), mean_befores(times, part_s)
+def learned(recording: Recording, run: Run) -> list[Learned]:
+    """A learning run's first tokens beside the worker; requests of which a part is unknown are left out."""
+    times = measured_times(recording, run)
+    share_late, means = lateness(times, run), mean_befores(times, run)
     found = []
     for one in times:
-        part = part_of(one.sent_s, part_s)
-        late_s = share * (one.before_s - means[part]) if LEARNING_RATES[part] < 1.0 else 0.0
+        part, share = run.part_of(one.sent_s), run.share_at(one.sent_s)
+        late_s = share_late * (one.before_s - means[part]) if share < 1.0 else 0.0
         way = Way(one.before_s, one.after_s, max(-one.before_s, late_s))
-        found.append(Learned(one.number, one.sent_s, way))
+        found.append(Learned(one.number, share, way))
     return found
 
 
@@ -154,24 +150,24 @@ def measured_times(recording: Recording, run: Run) -> list[Times]:
     return found
 
 
-def lateness(times: Sequence[Times], part_s: float) -> float:
+def lateness(times: Sequence[Times], run: Run) -> float:
     """By how much longer a request waits from queued to its first token for each second that it was late before: what
     keeps a gateway waiting keeps the worker's news waiting too. One slope for all parts in which slots were free; where
     they are not, slots are what requests wait for."""
-    means, together, square = mean_befores(times, part_s), 0.0, 0.0
-    for part, share in enumerate(LEARNING_RATES):
-        mine = [one for one in times if part_of(one.sent_s, part_s) == part and share < 1.0]
+    means, both, square = mean_befores(times, run), 0.0, 0.0
+    for part, share in enumerate(run.shares):
+        mine = [one for one in times if run.part_of(one.sent_s) == part and share < 1.0]
         mean_first_s = fmean(one.first_s for one in mine) if mine else 0.0
-        together += sum((one.before_s - means[part]) * (one.first_s - mean_first_s) for one in mine)
+        both += sum((one.before_s - means[part]) * (one.first_s - mean_first_s) for one in mine)
         square += sum((one.before_s - means[part]) ** 2 for one in mine)
-    return max(0.0, together / square) if square else 0.0
+    return max(0.0, both / square) if square else 0.0
 
 
-def mean_befores(times: Sequence[Times], part_s: float) -> list[float]:
+def mean_befores(times: Sequence[Times], run: Run) -> list[float]:
     """How long requests took until they were queued, by part."""
-    found: list[list[float]] = [[] for _ in LEARNING_RATES]
+    found: list[list[float]] = [[] for _ in run.shares]
     for one in times:
-        found[part_of(one.sent_s, part_s)].append(one.before_s)
+        found[run.part_of(one.sent_s)].append(one.before_s)
     return [fmean(one) if one else 0.0 for one in found]
 
 
@@ -195,14 +191,15 @@ def simulated_times(run: Run, outcomes: Iterable[Outcome], ways: Iterable[Way]) 
     return found
 
 
-def means_of(times: Sequence[Times], part_s: float) -> list[Means]:
-    """By part of the learning run. First tokens: of the most urgent class. Further ones: of all answers that lie in the
+def means_of(times: Sequence[Times], run: Run) -> list[Means]:
+    """By part of a learning run. First tokens: of the most urgent class. Further ones: of all answers that lie in the
     part as a whole."""
     found = []
-    for part in range(len(LEARNING_RATES)):
-        mine = [one for one in times if part_of(one.sent_s, part_s) == part and is_settled(one.sent_s, part_s)]
+    for part in range(len(run.shares)):
+        begins_s, ends_s = part * run.part_s + SETTLING_S, (part + 1) * run.part_s
+        mine = [one for one in times if begins_s <= one.sent_s < ends_s]
         firsts = [one.first_s for one in mine if one.class_id == MOST_URGENT]
-        whole = [one for one in mine if one.end_s <= (part + 1) * part_s]
+        whole = [one for one in mine if one.end_s <= ends_s]
         num_tokens = sum(one.num_tokens - 1 for one in whole)
         found.append(Means(middle_mean(firsts), sum(one.rest_s for one in whole) / max(1, num_tokens)))
     return found
@@ -227,21 +224,26 @@ def mean_steps(
 
 
 def free_steps(recording: Recording, cost: StepCost) -> list[MeanStep]:
-    """Of the learning run while less came than the system can do: when slots are full, more than their rows makes steps
-    longer."""
-    run = recording.learning
-    free_s = sum(share < 1.0 for share in LEARNING_RATES) * run.end_s / len(LEARNING_RATES)
-    return mean_steps(recording, run, cost, 0.0, free_s)
+    """Of the learning runs while less came than the system can do: when slots are full, more than their rows makes
+    steps longer."""
+    return [
+        one
+        for run in recording.learning
+        for part, share in enumerate(run.shares)
+        if share < 1.0
+        for one in mean_steps(recording, run, cost, part * run.part_s, (part + 1) * run.part_s)
+    ]
 
 
 def full_steps(recording: Recording, cost: StepCost) -> dict[float, list[MeanStep]]:
-    """While all slots were full: of the capacity run, and of the learning run by share; settled ones."""
-    capacity, run = recording.capacity, recording.learning
-    part_s = run.end_s / len(LEARNING_RATES)
+    """While all slots were full: of the capacity run, and of the learning runs by share; settled ones."""
+    capacity = recording.capacity
     found = {1.0: mean_steps(recording, capacity, cost, capacity.warm_s, capacity.end_s)}
-    for part, share in enumerate(LEARNING_RATES):
-        if share > 1.0:
-            found[share] = mean_steps(recording, run, cost, part * part_s + SETTLING_S, (part + 1) * part_s)
+    for run in recording.learning:
+        for part, share in enumerate(run.shares):
+            if share > 1.0:
+                begins_s, ends_s = part * run.part_s + SETTLING_S, (part + 1) * run.part_s
+                found[share] = found.get(share, []) + mean_steps(recording, run, cost, begins_s, ends_s)
     return found
 
 

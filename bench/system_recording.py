@@ -12,6 +12,7 @@ from scheduler_worker.protocol.messages import WorkerInfo, WorkerTelemetry
 
 GZIP = b"\x1f\x8b"
 LEVEL = 6  # 9 takes four times as long for one per cent less
+ONCE = [0.4, 0.7, 0.9, 1.2, 1.6]  # what recordings of one learning run do not say: its shares
 
 
 class Steps(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
@@ -57,9 +58,10 @@ class Steps(msgspec.Struct, array_like=True, frozen=True, kw_only=True):
 class Recording(msgspec.Struct):
     """Everything measured, enough to do the rest again later.
 
-    `full`: the worker's messages while every slot was busy; `info`: what it published after the run `learning`;
-    `runs` by load; by request id: `parts`, the gateway's and the worker's own times (`PARTS`), and `queued`, after how
-    long it was queued and how long after that its claim came; `steps` of the worker, by the run's name.
+    `full`: the worker's messages while every slot was busy; `learning`: one run before each load, and one at the end;
+    `info`: what the worker published after the first of them; `runs` by load; by request id: `parts`, the gateway's
+    and the worker's own times (`PARTS`), and `queued`, after how long it was queued and how long after that its claim
+    came; `steps` of the worker, by the run's name.
     """
 
     policy: bytes
@@ -68,7 +70,7 @@ class Recording(msgspec.Struct):
     info: WorkerInfo
     full: list[WorkerTelemetry]
     capacity: Run
-    learning: Run
+    learning: list[Run]
     runs: dict[float, Run]
     parts: dict[str, list[float | None]]
     queued: dict[str, list[float | None]] = {}
@@ -81,7 +83,9 @@ def write_recording(path: Path, recording: Recording) -> None:
 
 
 def read_recording(path: Path) -> Recording:
-    """Of a file that is compressed or plain."""
+    """Of a file that is compressed or plain, with one learning run or with several."""
     data = path.read_bytes()
-    plain = gzip.decompress(data) if data.startswith(GZIP) else data
-    return msgspec.msgpack.decode(plain, type=Recording)
+    known = msgspec.msgpack.decode(gzip.decompress(data) if data.startswith(GZIP) else data)
+    if isinstance(known["learning"], dict):
+        known["learning"] = [known["learning"] | {"shares": ONCE}]
+    return msgspec.convert(known, Recording)

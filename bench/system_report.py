@@ -149,8 +149,8 @@ def compare(recording: Recording, say: Say, add: Add) -> None:
 def _tell(predictor: Predictor, say: Say, add: Add) -> None:
     """What was learned: the cost model, and what the host adds to it by the rows of a step."""
     known = ", ".join(f"{name} {value:.3g}" for name, value in predictor.fitted.figures.items())
-    say(f"learned: {known}; {sum(map(len, predictor.ways.parts))} ways to the worker and back")
-    beside = predictor.host.beside
+    say(f"learned: {known}; {sum(len(part) for _, part in predictor.ways.parts)} ways to the worker and back")
+    beside = predictor.beside
     add("learned: beside the device, a step", 1e3 * beside.base_s, "ms")
     add("learned: beside the device, a row", 1e6 * beside.row_s, "us")
     add("learned: beside the device, variance over the squared mean", beside.variance, "")
@@ -158,11 +158,11 @@ def _tell(predictor: Predictor, say: Say, add: Add) -> None:
         f"learned, beside the device: {1e3 * beside.base_s:.2f} ms a step, {1e6 * beside.row_s:.2f} us a row; "
         f"variance {beside.variance:.1f}"
     )
-    for share, added in predictor.host.known:
+    for run, share, added in ((run, *one) for run, known in predictor.known for one in known):
         for name, seconds in added._asdict().items():
-            add(f"learned, at {share} of the capacity: {name.removesuffix('_s')}", 1e3 * seconds, "ms")
+            add(f"{run.name}, at {share} of the capacity: {name.removesuffix('_s')}", 1e3 * seconds, "ms")
         values = ", ".join(f"{name.removesuffix('_s')} {1e3 * one:.2f}" for name, one in added._asdict().items())
-        say(f"learned, at {share} of the capacity: {values} ms")
+        say(f"{run.name}, at {share} of the capacity: {values} ms")
 
 
 def _compare_one(

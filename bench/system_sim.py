@@ -19,9 +19,6 @@ from scheduler_worker.sim.host import Host
 from scheduler_worker.sim.run import Options, Outcome, Simulation
 from scheduler_worker.sim.trace import Request
 
-LEARNING_RATES = (0.4, 0.7, 0.9, 1.2, 1.6)  # of the capacity, one after the other for the same time
-SETTLING_S = 0.75  # at the beginning of a part, of the one before it
-
 
 @dataclass(frozen=True)
 class Fitted:
@@ -99,40 +96,37 @@ def without_admission(policy: Policy) -> Policy:
 
 
 class Learned(NamedTuple):
-    """One request of the learning run: its index there, when it was sent, seconds, and its way."""
+    """One request of a learning run: its index there, the share of the capacity at which it came, and its way."""
 
     number: int
-    sent_s: float
+    share: float
     way: Way
 
 
 @dataclass(frozen=True)
 class Ways:
-    """The learning run's requests, by the rate at which they came; no request of a run that is predicted is in it."""
+    """Requests of learning runs, by the rate at which they came; no request of a run that is predicted is in it."""
 
-    parts: Sequence[Sequence[Learned]]
-    part_s: float
+    parts: Sequence[tuple[float, Sequence[Learned]]]
 
     @classmethod
-    def of(cls, learned: Iterable[Learned], end_s: float) -> Ways:
-        """Cut into the parts of equal rate."""
-        part_s = end_s / len(LEARNING_RATES)
-        parts: list[list[Learned]] = [[] for _ in LEARNING_RATES]
+    def of(cls, learned: Iterable[Learned]) -> Ways:
+        """Those of equal rate together, by rising rate."""
+        parts: dict[float, list[Learned]] = {}
         for one in learned:
-            parts[part_of(one.sent_s, part_s)].append(one)
-        return cls(parts, part_s)
+            parts.setdefault(one.share, []).append(one)
+        return cls(sorted(parts.items()))
 
     def draw(self, shares: Sequence[float], seed: int = 0) -> list[Way]:
         """A way for each of these shares of the capacity, with replacement. Between two rates that were learned, from
         both, the nearer one more often; beyond the last ones, from those."""
         r = random.Random(seed)
-        known = [(rate, part) for rate, part in zip(LEARNING_RATES, self.parts, strict=True) if part]
-        return [_one_of(known, share, r) for share in shares]
+        return [_one_of(self.parts, share, r) for share in shares]
 
     def own(self, run: Run) -> list[Way]:
-        """Each request of the learning run with its own way; where that is not known, with one of its part."""
-        own = {one.number: one.way for part in self.parts for one in part}
-        drawn = self.draw([LEARNING_RATES[part_of(one.sent_s, self.part_s)] for one in run.seen])
+        """Each request of a learning run with its own way; where that is not known, with one of its rate."""
+        own = {one.number: one.way for _, part in self.parts for one in part}
+        drawn = self.draw([run.share_at(one.sent_s) for one in run.seen])
         return [own.get(one.index, other) for one, other in zip(run.seen, drawn, strict=True)]
 
 
@@ -144,13 +138,3 @@ def _one_of(known: Sequence[tuple[float, Sequence[Learned]]], share: float, r: r
     (high, of_high), (low, of_low) = above[0], below[-1]
     chance = (share - low) / (high - low) if high > low else 1.0
     return r.choice(of_high if r.random() < chance else of_low).way
-
-
-def part_of(sent_s: float, part_s: float) -> int:
-    """The learning run's part at that instant."""
-    return min(len(LEARNING_RATES) - 1, max(0, int(sent_s / part_s)))
-
-
-def is_settled(sent_s: float, part_s: float) -> bool:
-    """Whether the part before has no say any more."""
-    return sent_s % part_s >= SETTLING_S

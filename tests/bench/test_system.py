@@ -17,7 +17,7 @@ from bench.system_host import BLOCK_STEPS, Added, Beside, LearnedHost, Means, Me
 from bench.system_load import Job, Load, Planned, Seen
 from bench.system_model import write_text_side
 from bench.system_prediction import UNTOLD_S, Times, free_steps, full_steps, lateness, learned, means_of
-from bench.system_recording import Recording, Steps, read_recording, write_recording
+from bench.system_recording import ONCE, Recording, Steps, read_recording, write_recording
 from bench.system_report import median_table
 from bench.system_sim import Learned, Way, Ways
 from controlplane.gateway.tokenizer import load_text_model
@@ -102,9 +102,9 @@ async def test_a_refusal_leaves_its_connection_to_the_next_request(lengths: tupl
 
 
 def _ways() -> Ways:
-    """Parts of one second; a request's way tells its part."""
-    learned = [Learned(4 * part + num, part + 0.5, Way(0.1 * part, 1.0)) for part in range(5) for num in range(4)]
-    return Ways.of(learned, end_s=5.0)
+    """A request's way tells its part."""
+    parts = range(len(ONCE))
+    return Ways.of(Learned(4 * part + num, ONCE[part], Way(0.1 * part, 1.0)) for part in parts for num in range(4))
 
 
 @pytest.mark.parametrize(("share", "part"), [(0.1, 0), (0.4, 0), (0.9, 2), (1.6, 4), (3.0, 4)])
@@ -121,16 +121,17 @@ def test_between_two_rates_ways_are_drawn_from_both_by_nearness() -> None:
 
 
 def test_ways_are_drawn_the_same_for_the_same_seed() -> None:
-    ways = Ways.of([Learned(place, 0.5, Way(0.1 * place, 1.0)) for place in range(9)], end_s=5.0)
+    ways = Ways.of([Learned(place, 0.4, Way(0.1 * place, 1.0)) for place in range(9)])
 
     assert ways.draw([0.4] * 50, seed=3) == ways.draw([0.4] * 50, seed=3) != ways.draw([0.4] * 50, seed=4)
 
 
 def test_a_request_of_the_learning_run_has_its_own_way_and_one_of_its_part_where_that_is_unknown() -> None:
-    ways = Ways.of([Learned(7, 0.5, Way(0.3, 1.0)), Learned(8, 1.5, Way(0.4, 1.0))], end_s=5.0)
+    ways = Ways.of([Learned(7, 0.7, Way(0.3, 1.0)), Learned(8, 0.4, Way(0.4, 1.0))])
     seen = [Seen(8, 1.5, 0.0), Seen(7, 0.5, 0.0), Seen(9, 1.6, 0.0)]
 
-    assert ways.own(Run("learning", [], seen, 0.0, 5.0, 0.0)) == [Way(0.4, 1.0), Way(0.3, 1.0), Way(0.4, 1.0)]
+    run = Run("learning", [], seen, 0.0, 2.0, 0.0, shares=[0.7, 0.4])
+    assert ways.own(run) == [Way(0.4, 1.0), Way(0.3, 1.0), Way(0.4, 1.0)]
 
 
 NONE_BESIDE = Beside(0.0, 0.0)
@@ -244,6 +245,11 @@ def test_a_longer_step_comes_back_as_more_rows_while_slots_are_free(share: float
     assert _part(share, least_s=0.002).echo == pytest.approx(echo)
 
 
+def _rising(end_s: float) -> Run:
+    """A learning run whose shares rise."""
+    return Run("learning", [], [], 0.0, end_s, 9.0, shares=ONCE)
+
+
 def _times(sent_s: float, before_s: float, first_s: float, **others: Any) -> Times:
     known = {"number": 0, "class_id": "high", "after_s": 0.0, "rest_s": 0.1, "num_tokens": 11}
     return Times(sent_s=sent_s, before_s=before_s, first_s=first_s, **(known | others))
@@ -257,21 +263,21 @@ def test_lateness_is_learned_within_parts_and_where_slots_are_free() -> None:
         for before_s in (0.004, 0.005 + 0.002 * part, 0.02)
     ]
 
-    assert lateness(times, part_s=1.0) == pytest.approx(0.5)
+    assert lateness(times, _rising(5.0)) == pytest.approx(0.5)
 
 
 def test_news_of_a_request_that_was_late_before_come_later_by_its_share_of_that_while_slots_are_free() -> None:
     """Queued after 10 and 20 ms, then 100 and 105 ms until the first token: half of 5 ms around the mean each."""
     recording = _recording()
     sent = [(place, at_s, late_s) for place, at_s in enumerate((1.0, 41.0)) for late_s in (0.01, 0.02)]
-    recording.learning = msgspec.structs.replace(recording.learning, requests=[], seen=[], end_s=50.0)
+    recording.learning = [run := _rising(50.0)]
     for number, (_, at_s, late_s) in enumerate(sent):
-        recording.learning.requests.append(Planned(number, at_s, 0, "high", 3, 2))
-        recording.learning.seen.append(Seen(number, at_s, 0.0, 200, at_s + 0.2, at_s + 0.3, 2, f"r{number}"))
+        run.requests.append(Planned(number, at_s, 0, "high", 3, 2))
+        run.seen.append(Seen(number, at_s, 0.0, 200, at_s + 0.2, at_s + 0.3, 2, f"r{number}"))
         recording.queued[f"r{number}"] = [late_s - UNTOLD_S, 0.0]
         recording.parts[f"r{number}"] = [late_s + 0.08, 0.01, 0.005 + late_s / 2, 0.2]
 
-    assert [one.way.late_s for one in learned(recording)] == pytest.approx([-0.0025, 0.0025, 0.0, 0.0])
+    assert [one.way.late_s for one in learned(recording, run)] == pytest.approx([-0.0025, 0.0025, 0.0, 0.0])
 
 
 def test_means_are_of_urgent_first_tokens_and_of_answers_that_lie_in_their_part() -> None:
@@ -284,7 +290,7 @@ def test_means_are_of_urgent_first_tokens_and_of_answers_that_lie_in_their_part(
         _times(5.0, 0.0, 0.9, class_id="low", rest_s=0.8, num_tokens=81),
     ]
 
-    assert means_of(times, part_s=10.0)[0] == pytest.approx(Means(0.2, 0.01))
+    assert means_of(times, _rising(50.0))[0] == pytest.approx(Means(0.2, 0.01))
 
 
 def test_a_step_takes_beside_the_device_what_rows_prompts_context_and_pairs_do_not() -> None:
@@ -305,11 +311,13 @@ def test_messages_from_before_the_learning_run_or_from_when_slots_were_full_do_n
 
 
 def test_steps_with_full_slots_are_those_of_the_capacity_run_and_of_the_rates_above_it() -> None:
-    """Parts of 10 s: at 35 s 1.2 of the capacity, at 45 s 1.6. What is not settled, or warming, does not count."""
+    """Parts of 10 s: at 35 s 1.2 of the capacity, at 45 s 1.6; in the second run first 1.6. What is not settled, or
+    warming, does not count."""
     recording = _recording()
     (message,) = recording.steps["load"]
     recording.capacity = msgspec.structs.replace(recording.capacity, name="capacity", warm_s=5.0, end_s=15.0)
-    recording.learning = msgspec.structs.replace(recording.learning, name="learning", end_s=50.0)
+    falling = Run("learning 2", recording.capacity.requests, [], 0.0, 20.0, 9.0, shares=[1.6, 0.9])
+    recording.learning = [msgspec.structs.replace(_rising(50.0), requests=falling.requests), falling]
 
     def messages(*instants: tuple[float, int]) -> list[Steps]:
         return [msgspec.structs.replace(message, at=9.0 + at_s, num_steps=num) for at_s, num in instants]
@@ -317,10 +325,11 @@ def test_steps_with_full_slots_are_those_of_the_capacity_run_and_of_the_rates_ab
     recording.steps = {
         "capacity": messages((4.0, 9), (8.0, 1)),
         "learning": messages((25.0, 9), (30.5, 9), (35.0, 2), (45.0, 3)),
+        "learning 2": messages((5.0, 4), (15.0, 9)),
     }
-    found = full_steps(recording, StepCost())
+    found = full_steps(recording, StepCost()).items()
 
-    assert {share: [one.num_steps for one in steps] for share, steps in found.items()} == {1.0: [1], 1.2: [2], 1.6: [3]}
+    assert {share: [one.num_steps for one in steps] for share, steps in found} == {1.0: [1], 1.2: [2], 1.6: [3, 4]}
 
 
 def test_steps_with_full_slots_take_at_each_rate_what_they_took_in_all_such_messages() -> None:
@@ -334,7 +343,8 @@ def test_steps_with_full_slots_take_at_each_rate_what_they_took_in_all_such_mess
 
 def _learning_recording() -> Recording:
     recording = _recording()
-    recording.learning = msgspec.structs.replace(recording.learning, name="learning")
+    (run,) = recording.learning
+    recording.learning = [msgspec.structs.replace(run, name="learning", shares=[0.7, 1.2])]
     recording.steps = {"learning": recording.steps["load"]}
     return recording
 
@@ -343,13 +353,14 @@ def _recording() -> Recording:
     info = WorkerInfo(
         worker="w", pool="p", model="m", started_at=1.0, num_slots=2, num_blocks=4, block_size=16, max_model_len=64
     )
-    run = Run("load", [Planned(1, 0.5, 0, "high", 3, 2)], [Seen(1, 0.5, 0.0, 200, 0.6, 0.7, 2, "12ab")], 0.0, 1.0, 9.0)
+    planned, seen = Planned(1, 0.5, 0, "high", 3, 2), Seen(1, 0.5, 0.0, 200, 0.6, 0.7, 2, "12ab")
+    run = Run("load", [planned], [seen], 0.0, 1.0, 9.0, shares=[0.85])
     steps = Steps(
         at=9.5, interval_s=0.25, num_steps=3, num_generated=5, num_prompt=3, num_running=2, num_slots=2, batch_limit=2,
         num_context=8, num_prompt_running=6, num_waiting={"high": 1}, step_p50_s=0.01, step_p99_s=None,
         overhead_p50_s=None,
     )  # fmt: skip
-    return Recording(b"{}", 2, 8, info, [], run, run, {0.85: run}, {"12ab": [0.1, None]}, {}, {"load": [steps]})
+    return Recording(b"{}", 2, 8, info, [], run, [run], {0.85: run}, {"12ab": [0.1, None]}, {}, {"load": [steps]})
 
 
 def test_a_recording_is_read_as_it_was_written(tmp_path: Path) -> None:
@@ -370,6 +381,17 @@ def test_a_recording_that_is_not_compressed_is_read_too(tmp_path: Path) -> None:
     (tmp_path / "rec").write_bytes(msgspec.msgpack.encode(_recording()))
 
     assert read_recording(tmp_path / "rec") == _recording()
+
+
+def test_a_recording_of_one_learning_run_is_read_with_the_shares_it_had(tmp_path: Path) -> None:
+    document = msgspec.to_builtins(_recording(), builtin_types=(bytes,))
+    (document["learning"],) = document["learning"]
+    del document["learning"]["shares"]
+    (tmp_path / "rec").write_bytes(msgspec.msgpack.encode(document))
+
+    (run,) = read_recording(tmp_path / "rec").learning
+
+    assert (run.shares, run.seen) == ([0.4, 0.7, 0.9, 1.2, 1.6], _recording().learning[0].seen)
 
 
 def test_of_several_predictions_each_figure_is_the_median() -> None:

@@ -12,9 +12,9 @@ from bench.system_clients import Lengths, Run, Workload
 from bench.system_doors import Doors
 from bench.system_load import Planned, Seen
 from bench.system_prediction import UNTOLD_S, Predictor
-from bench.system_recording import Recording, Steps
+from bench.system_recording import ONCE, Recording, Steps
 from bench.system_report import figures, measured_points, median_table, predicted_points
-from bench.system_sim import LEARNING_RATES, Fitted, Way, fit, simulate
+from bench.system_sim import Fitted, Way, fit, simulate
 from scheduler_worker.core.plan import Applied, StepPlan, StepResult, StepShape
 from scheduler_worker.core.policy import default_policy
 from scheduler_worker.core.scheduler import Scheduler
@@ -122,12 +122,13 @@ def _recording(load: float, host: Callable[[], Host]) -> Recording:
         max_model_len=4096, cost_model=COST,
     )  # fmt: skip
     idle = Run("capacity", [], [], 0.0, 1.0, 0.0)
-    recording = Recording(POLICY.model_dump_json().encode(), 2, 0, info, [], idle, idle, {}, {})
+    recording = Recording(POLICY.model_dump_json().encode(), 2, 0, info, [], idle, [], {}, {})
     recording.queued, recording.steps = {}, {}
     fitted, workload = fit(info, 2, 0), Workload(LENGTHS, 1)
-    rising = workload.arrivals([(rate * CAPACITY_PER_S, PART_S) for rate in LEARNING_RATES], seed=1)
+    rising = workload.arrivals([(share * CAPACITY_PER_S, PART_S) for share in ONCE], seed=1)
     steady = workload.arrivals([(load * CAPACITY_PER_S, 12.0)], seed=2)
-    recording.learning = _recorded(recording, fitted, "learning", rising, LEARNING_AT, host())
+    recording.learning = [_recorded(recording, fitted, "learning", rising, LEARNING_AT, host())]
+    recording.learning[0].shares, recording.learning[0].end_s = ONCE, PART_S * len(ONCE)
     recording.runs = {load: _recorded(recording, fitted, f"load {load}", steady, LOAD_AT, host())}
     return recording
 
