@@ -26,10 +26,6 @@ class GraphShape:
     def num_tokens(self) -> int:
         return self.num_decode_rows + self.num_chunk_tokens
 
-    @property
-    def num_rows(self) -> int:
-        return self.num_decode_rows + self.num_chunks
-
 
 class PinnedMirror:
     """An array on the host and its copy on the device, of the same fixed addresses in every step."""
