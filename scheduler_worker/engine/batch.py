@@ -35,9 +35,12 @@ class PackedBatch:
     sampling: SampleRows
     fed_positions: IntArray
     fed_slots: IntArray
+    ready: ModelInputs | None = None
 
     def inputs(self, device: torch.device) -> ModelInputs:
         """Everything that the forward pass reads, where it runs."""
+        if self.ready is not None:
+            return self.ready
         self.attention.write_index = to_device(self.attention.write_index, device)
         return ModelInputs(
             to_device(self.input_ids[None], device),
@@ -46,19 +49,96 @@ class PackedBatch:
         )
 
 
+class _Steady:
+    """Rows of one token on the host, from one step to the next.
+
+    Whatever a step needs of a row is its position plus something that stays the same until the row begins a block: one
+    batch serves all these steps, moved on in place by one operation.
+    """
+
+    def __init__(self, rows: StepRows, block_tables: TableArray, block_size: int, numbers: IntArray) -> None:
+        num_rows, slots = len(rows), rows.slots
+        self._block_size = block_size
+        self._tokens = [one.tokens for one in rows.sequences]
+        self._apart = np.zeros((4, num_rows), dtype=np.int64)
+        self._apart[1] = 1
+        self._apart[2] = 1 - rows.num_prompt
+        self._figures = np.empty_like(self._apart)
+        positions, lengths, indices, write_index = self._figures
+        self._input_ids = np.empty(num_rows, dtype=np.int64)
+        self._attention = AttentionBatch(
+            num_decode_rows=num_rows,
+            slots=slots,
+            starts=positions,
+            lengths=lengths,
+            offsets=numbers[: num_rows + 1],
+            block_tables=block_tables,
+            write_index=torch.from_numpy(write_index),
+        )
+        self._batch = PackedBatch(
+            input_ids=self._input_ids,
+            positions=positions,
+            last_tokens=numbers[:num_rows],
+            attention=self._attention,
+            sampling=SampleRows(slots, indices, rows.samples),
+            fed_positions=numbers[:0],
+            fed_slots=slots[:0],
+        )
+        self._batch.ready = self._batch.inputs(torch.device("cpu"))
+        self._next = int(rows.starts[0])
+        self._find_blocks(rows.starts)
+
+    def _find_blocks(self, starts: IntArray) -> None:
+        blocks = starts // self._block_size
+        first = blocks * self._block_size
+        table = self._attention.block_tables
+        self._apart[3] = table[self._attention.slots, blocks] * self._block_size - first
+        self._find_again_at = self._next + self._block_size - int((starts - first).max())
+
+    def batch(self, rows: StepRows) -> PackedBatch | None:
+        """The batch of these rows; None if they are not the next step of those before, or tokens are not known."""
+        attention, starts = self._attention, rows.starts.tolist()
+        if rows.slots is not attention.slots or starts[0] != self._next:
+            return None
+        try:
+            self._input_ids[:] = [one[start] for one, start in zip(self._tokens, starts, strict=True)]
+        except IndexError:  # still on its way
+            return None
+        attention.begins_block = self._next == self._find_again_at
+        if attention.begins_block:
+            self._find_blocks(rows.starts)
+        np.add(self._apart, rows.starts, out=self._figures)
+        self._next += 1
+        return self._batch
+
+
 class Packer:
     """Lays out rows for the model, their attention and their sampling."""
 
-    def __init__(self, block_tables: TableArray, block_size: int) -> None:
+    def __init__(self, block_tables: TableArray, block_size: int, on_host: bool) -> None:
         self._block_tables = block_tables
         self._block_size = block_size
+        self._on_host = on_host
+        self._steady: _Steady | None = None
         self._numbers = np.arange(block_tables.shape[0] + 1, dtype=np.int64)
 
     def pack(self, rows: StepRows) -> PackedBatch:
-        """The rows' tokens as one line."""
+        """The rows' tokens as one line. On the host a batch may be moved on in place when the next is packed."""
+        is_single = rows.num_single == len(rows)
+        if self._on_host and is_single and (batch := self._pack_steady(rows)) is not None:
+            return batch
+        self._steady = None
+        return self._pack_single(rows) if is_single else self._pack_mixed(rows)
+
+    def _pack_steady(self, rows: StepRows) -> PackedBatch | None:
+        if self._steady is not None and (batch := self._steady.batch(rows)) is not None:
+            batch.attention.is_next = True
+            return batch
+        self._steady = _Steady(rows, self._block_tables, self._block_size, self._numbers)
+        return self._steady.batch(rows)
+
+    def _pack_single(self, rows: StepRows) -> PackedBatch:
         num_rows = len(rows)
-        if rows.num_single < num_rows:
-            return self._pack_mixed(rows)
         input_ids, rows_fed = _single_tokens(rows)
         fed = np.array(rows_fed, dtype=np.int64)
         return self._batch(

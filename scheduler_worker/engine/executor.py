@@ -79,7 +79,7 @@ class TorchExecutor:
         self._tables = BlockTables(
             settings.num_slots, -(-self._max_model_len // shape.block_size), self._cache.null_block
         )
-        self._packer = Packer(self._tables.table, shape.block_size)
+        self._packer = Packer(self._tables.table, shape.block_size, self._on_host)
         self._backend = _backend(settings, self._cache, layers, self._device, self._max_model_len)
         self._runner = ModelRunner(model, self._backend)
         self._sampler = Sampler(settings.num_slots, loaded.vocab_size, self._device)
@@ -293,7 +293,8 @@ class TorchExecutor:
 
     def _keep_for_next_step(self, batch: PackedBatch, sampled: Sampled) -> None:
         """A step that is launched before this one is collected takes its tokens from here."""
-        self._last_ids.index_copy_(0, to_device(batch.sampling.slots, self._device), sampled.ids)
+        ids = torch.as_tensor(sampled.ids)
+        self._last_ids.index_copy_(0, to_device(batch.sampling.slots, self._device), ids)
 
     @torch.inference_mode()
     def _contain(self, rows: StepRows, row: int) -> None:

@@ -8,7 +8,7 @@ found once; chunks of prompts, of which there are few, are looked at one by one.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -154,7 +154,18 @@ class _Decoding:
 
     def in_step(self, step: int) -> StepRows:
         """The rows of the step of that number."""
-        return replace(self.rows, starts=self.rows.starts + step)
+        one = self.rows
+        return StepRows(
+            one.places,
+            one.sequences,
+            one.slots,
+            one.starts + step,
+            one.counts,
+            one.num_prompt,
+            one.samples,
+            one.all_sample,
+            one.num_single,
+        )
 
 
 class Stager:

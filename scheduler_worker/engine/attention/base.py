@@ -37,7 +37,8 @@ class AttentionBatch:
     Row `i` holds the tokens `offsets[i]` to `offsets[i + 1] - 1` of the packed input; it starts at position
     `starts[i]` and has `lengths[i]` tokens of context once they are written. `block_tables[slots[i]]` maps
     its blocks. `write_index` `[T]`, on the device in time for the forward pass, is where each token's key
-    and value go. All other arrays are on the host.
+    and value go. All other arrays are on the host. `is_next`: the rows are those of the batch planned last, one
+    token further; `begins_block`: one of them in a block that it did not have then.
     """
 
     num_decode_rows: int
@@ -47,6 +48,8 @@ class AttentionBatch:
     offsets: IntArray
     block_tables: TableArray
     write_index: torch.Tensor
+    is_next: bool = False
+    begins_block: bool = False
 
     @property
     def num_rows(self) -> int:

@@ -31,11 +31,12 @@ _SMALL_CONTEXT: Final = 64
 @dataclass(slots=True)
 class _DecodeGroup:
     """Consecutive one-token rows; `blocks` `[rows × blocks]`, `mask` `[rows, 1, 1, tokens]` added to the
-    scores."""
+    scores. `table` `[rows, blocks]` is on the host, where it is the same memory as `blocks`."""
 
     first: int
     last: int
     num_tokens: int
+    table: TableArray
     blocks: torch.Tensor
     mask: torch.Tensor
 
@@ -82,8 +83,8 @@ class SdpaBackend:
         self._device = device
         self._windows = tuple(dict.fromkeys(layer.window for layer in layers))
         self._plans: dict[int | None, _WindowPlan] = {}
-        self._num_decode_rows = 0
-        self._num_tokens = 0
+        self._narrowest = min((one for one in self._windows if one is not None), default=max_model_len)
+        self._masks: list[npt.NDArray[np.generic]] = []
         self._write_index = torch.empty(0, dtype=torch.int64)
         token_bytes = cache.shape.block_bytes // (cache.shape.num_layers * cache.shape.block_size)
         self._group_tokens = max(1, _GROUP_BYTES[device.type] // token_bytes)
@@ -97,8 +98,9 @@ class SdpaBackend:
 
     def plan(self, batch: AttentionBatch) -> None:
         self._write_index = batch.write_index
-        self._num_decode_rows = batch.num_decode_rows
-        self._num_tokens = int(batch.offsets[-1])
+        if batch.is_next and self._move_on(batch):
+            return
+        self._masks = []
         self._plans = {window: self._window_plan(batch, window) for window in self._windows}
 
     def attend(self, layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -114,6 +116,26 @@ class SdpaBackend:
             rows = slice(chunk.first, chunk.last)
             parts.append(self._attend_chunk(layer, spec, chunk, query[rows], key[rows], value[rows]))
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+    def _move_on(self, batch: AttentionBatch) -> bool:
+        """Let every row see its new token too, and leave the plan as it is; whether that is all there is to do."""
+        if len(self._masks) < len(self._windows) or batch.lengths[-1] > self._narrowest:
+            return False
+        if batch.begins_block and not self._renew_blocks(batch):
+            return False
+        for mask in self._masks:
+            mask[batch.offsets[:-1], batch.starts] = 0
+        return True
+
+    def _renew_blocks(self, batch: AttentionBatch) -> bool:
+        """Read the block tables again; whether no group has become longer by a block."""
+        groups = [group for plan in self._plans.values() for group in plan.groups]
+        if any(batch.lengths[group.last - 1] > group.num_tokens for group in groups):
+            return False
+        for group in groups:
+            slots = batch.slots[group.first : group.last]
+            group.table[:] = batch.block_tables[slots, : group.table.shape[1]]
+        return True
 
     def _window_plan(self, batch: AttentionBatch, window: int | None) -> _WindowPlan:
         groups = self._decode_groups(batch, window) if batch.num_decode_rows else []
@@ -137,12 +159,13 @@ class SdpaBackend:
         """Cut one group's rows out of the step's blocks `[rows, blocks]` and mask `[rows, 1, 1, tokens]`."""
         num_blocks = min(-(-int(spans[last - 1]) // self._block_size), blocks.shape[1])
         num_tokens = num_blocks * self._block_size
-        ids = torch.from_numpy(blocks[first:last, :num_blocks].reshape(-1))
+        table = np.ascontiguousarray(blocks[first:last, :num_blocks])
+        ids = torch.from_numpy(table.reshape(-1))
         if not self._on_host:
             ids = ids.to(self._device)
         if last - first < len(spans) or num_tokens < mask.shape[3]:
             mask = mask.narrow(0, first, last - first).narrow(3, 0, num_tokens)
-        return _DecodeGroup(first, last, num_tokens, ids, mask)
+        return _DecodeGroup(first, last, num_tokens, table, ids, mask)
 
     def _full_context(self, batch: AttentionBatch, lengths: IntArray) -> tuple[TableArray, torch.Tensor]:
         """All blocks of each row; a mask's row is 0 for its context and -inf behind: a window of one long
@@ -154,7 +177,9 @@ class SdpaBackend:
     def _ramp_windows(self, starts: IntArray, width: int) -> torch.Tensor:
         """`[rows, 1, 1, width]` cut from the ramp; on the CPU by numpy, whose small operations cost less."""
         if self._host_masks is not None:
-            windows = torch.from_numpy(self._host_masks[starts, None, None, :width])
+            cut = self._host_masks[starts, None, None, :width]
+            self._masks.append(cut[:, 0, 0])
+            windows = torch.from_numpy(cut)
             return windows if windows.dtype is self._ramp.dtype else windows.view(self._ramp.dtype)
         windows = self._ramp.unfold(0, width, 1).index_select(0, to_device(starts, self._device))
         return windows[:, None, None, :]
