@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import repeat
 from math import isfinite
+from typing import Any
+
+import torch
 
 from scheduler_worker.core.chunks import StepChunks
 from scheduler_worker.core.plan import FilledBlock, StepPlan
@@ -71,9 +74,10 @@ def _in_order(places: list[int], rows: list[RowOutput]) -> tuple[RowOutput, ...]
 
 def _outputs(step: LaunchedStep, rows: StepRows, sampled: Sampled) -> list[RowOutput]:
     """Of the computed rows, in their own order."""
-    ids, sequences = sampled.ids.tolist(), rows.sequences
-    if sampled.logprob_rows is not None or not (rows.all_sample and all(map(isfinite, sampled.peaks.tolist()))):
-        return _outputs_one_by_one(step, rows, sampled, ids)
+    ids, peaks = _as_list(sampled.ids), _as_list(sampled.peaks)
+    if sampled.logprob_rows is not None or not (rows.all_sample and all(map(isfinite, peaks))):
+        return _outputs_one_by_one(step, rows, sampled, ids, peaks)
+    sequences = rows.sequences
     for sequence, token_id in zip(sequences, ids, strict=True):
         sequence.num_pending -= 1
         sequence.tokens.append(token_id)
@@ -90,11 +94,15 @@ def _outputs(step: LaunchedStep, rows: StepRows, sampled: Sampled) -> list[RowOu
     return list(map(tuple.__new__, repeat(RowOutput), columns))
 
 
+def _as_list(values: torch.Tensor | list[Any]) -> list[Any]:
+    return values if isinstance(values, list) else values.tolist()
+
+
 def _outputs_one_by_one(
-    step: LaunchedStep, rows: StepRows, sampled: Sampled, ids: list[int]
+    step: LaunchedStep, rows: StepRows, sampled: Sampled, ids: list[int], peaks: list[float]
 ) -> list[RowOutput]:
     """Where a row may have no token, a broken one, or log probabilities."""
-    peaks, samples = sampled.peaks.tolist(), rows.samples.tolist()
+    samples = rows.samples.tolist()
     logprobs = _logprob_reader(sampled)
     step.is_plain = True
     outputs: list[RowOutput] = []

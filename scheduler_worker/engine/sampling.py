@@ -51,10 +51,13 @@ class SampleRows:
 @dataclass(slots=True)
 class Sampled:
     """`ids` `[rows]` on the device; `peaks` `[rows]`, the highest logit, not finite where the row's logits
-    are broken; for rows that report log probabilities, those of the chosen and the likeliest tokens."""
+    are broken; for rows that report log probabilities, those of the chosen and the likeliest tokens.
 
-    ids: torch.Tensor
-    peaks: torch.Tensor
+    Ids and peaks are plain lists where the device is the host and every row takes its likeliest token.
+    """
+
+    ids: torch.Tensor | list[int]
+    peaks: torch.Tensor | list[float]
     logprob_rows: IntArray | None = None
     chosen_logprobs: torch.Tensor | None = None
     top_logprobs: torch.Tensor | None = None
@@ -65,6 +68,14 @@ class Sampled:
         their way to pinned memory too."""
         rest = (self.chosen_logprobs, self.top_logprobs, self.top_ids)
         return Sampled(ids, peaks, self.logprob_rows, *(t if t is None else _download(t) for t in rest))
+
+
+def _likeliest_on_host(logits: torch.Tensor) -> tuple[list[int], list[float]]:
+    """Numpy's argmax is about ten times faster than torch's. Peaks are read one by one: beside the model, whose work
+    empties the caches, that takes half as long as one operation for all."""
+    scores = logits.numpy() if logits.dtype is torch.float32 else logits.float().numpy()
+    ids: list[int] = scores.argmax(-1).tolist()
+    return ids, list(map(scores.item, range(len(ids)), ids))
 
 
 def _download(tensor: torch.Tensor) -> torch.Tensor:
@@ -120,7 +131,6 @@ class Sampler:
         self._on_host = device.type == "cpu"
         self._needs = np.zeros(num_slots, dtype=np.int64)
         self._needy: set[int] = set()
-        self._every = np.arange(num_slots)
         self._seeds = np.zeros(num_slots, dtype=np.uint64)
         self._temperature = np.ones(num_slots, dtype=np.float32)
         self._top_p = np.ones(num_slots, dtype=np.float32)
@@ -159,20 +169,18 @@ class Sampler:
         """The next token of each row of `logits` `[rows, vocab]`. Rows that do not sample get an unused
         one. `likeliest`: each row's likeliest token, where it is known already."""
         if not self._needy or not (needed := self._needs[rows.slots]).any():
+            if self._on_host:
+                return Sampled(*_likeliest_on_host(logits))
             return likeliest or Sampled(*self._likeliest(logits))
         return self._sample_by_need(logits.float(), rows, np.where(rows.samples, needed, 0))
 
     def _likeliest(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and logits of each row's likeliest token; where a row holds NaN, its logit is NaN.
-
-        On the CPU numpy's argmax is about ten times faster than torch's.
-        """
-        if not self._on_host:
-            peaks, ids = logits.max(-1)
-            return ids, peaks
-        scores = logits.numpy() if logits.dtype is torch.float32 else logits.float().numpy()
-        places = scores.argmax(-1)
-        return torch.from_numpy(places), torch.from_numpy(scores[self._every[: len(places)], places])
+        """Ids and logits of each row's likeliest token; where a row holds NaN, its logit is NaN."""
+        if self._on_host:
+            found, heights = _likeliest_on_host(logits)
+            return torch.tensor(found), torch.tensor(heights, dtype=torch.float32)
+        peaks, ids = logits.max(-1)
+        return ids, peaks
 
     def _sample_by_need(self, logits: torch.Tensor, rows: SampleRows, needed: IntArray) -> Sampled:
         wanted = int(np.bitwise_or.reduce(needed))
