@@ -1,8 +1,8 @@
 """Steps as CUDA graphs: a whole forward pass with its likeliest tokens, launched by one call.
 
-A graph is captured for each of a few shapes (`GraphShape`); a step runs in the smallest that holds it, or in a larger
-one that takes less time, padded with rows that write to the cache's scratch block and whose results nobody reads.
-Tokens that only the device knows are read from, and new ones written to, `last_ids` inside the graph.
+A graph is captured for each of a few shapes (`GraphShape`); a step runs in the smallest that holds it, padded with
+rows that write to the cache's scratch block and whose results nobody reads. Tokens that only the device knows are
+read from, and new ones written to, `last_ids` inside the graph.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import pairwise, product
 from typing import Any, Final
 
 import numpy as np
@@ -33,12 +32,12 @@ from scheduler_worker.engine.skinny import skinny_linears
 logger = logging.getLogger(__name__)
 
 _DECODE_BUCKETS: Final = (2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
-_CHUNK_BUCKETS: Final = (*range(64, 512, 64), *range(512, 1024, 128), *range(1024, 2049, 256))
+_MIXED_BUCKETS: Final = (96, *range(128, 384, 64), *range(384, 1537, 128), 1792, 2048)
+"""Tokens of steps with chunks, one-token rows included: libraries multiply whole tiles of 128 rows, and some sizes
+between them slowly (on an H200 448 rows by an 8B model's gate and up take 1.7 times as long as 512)."""
 _MAX_CHUNKS: Final = 64
-_MOST_TIMED_TOKENS: Final = 1024
-"""Of chunks: larger steps differ less, and take longer to time."""
-_WORTH_IT: Final = 0.97
-"""A larger shape stands in for one if it takes at most so much of the time: less could be chance."""
+_MIN_CHUNK_TOKENS: Final = _MAX_CHUNKS
+_MAX_CHUNK_TOKENS: Final = _MIXED_BUCKETS[-1]
 
 Forward = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
 
@@ -109,17 +108,6 @@ class StepGraph:
             self._step(forward)
         torch.cuda.current_stream().wait_stream(stream)
         torch.cuda.synchronize()
-
-    def timed(self) -> float:
-        """Milliseconds that the captured step takes with nothing in it, the less of two times."""
-        self.replay(0)
-        events = [torch.cuda.Event(enable_timing=True) for _ in range(3)]
-        events[0].record()
-        for event in events[1:]:
-            self.replay(0)
-            event.record()
-        events[-1].synchronize()
-        return min(begun.elapsed_time(ended) for begun, ended in pairwise(events))
 
     def _step(self, forward: Forward) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         tokens, positions, _, fed_slots, last_tokens, slots = self._inputs.device
@@ -193,10 +181,10 @@ class StepGraphs:
             (torch.compile(one, dynamic=True) if compile_model else one) for one in (_fed_ids, _likeliest)
         )
         num_slots = len(last_ids) - 1
-        self._decode_buckets, self._mixed_buckets = _decode_buckets(num_slots), _mixed_buckets(num_slots)
+        self._decode_buckets, self._row_buckets = _decode_buckets(num_slots), _row_buckets(num_slots)
+        self._chunk_buckets = {rows: _chunk_buckets(rows, num_slots) for rows in self._row_buckets}
         self._build = lambda shape: StepGraph(shape, cache, make_attention, last_ids)
         self._graphs: dict[GraphShape, StepGraph] = {}
-        self._stand_ins: dict[GraphShape, GraphShape] = {}
         self._staged = torch.cuda.Event()
         self._shapes = sorted(graph_shapes(num_slots), key=lambda shape: -shape.num_tokens)
         if compile_model:
@@ -207,7 +195,7 @@ class StepGraphs:
         shape = self._shape_for(batch)
         if shape is None:
             return None
-        graph = self._graphs[self._stand_ins.get(shape, shape)]
+        graph = self._graphs[shape]
         self._staged.synchronize()  # the previous step's inputs have left the host's buffers
         graph.stage(batch)
         self._staged.record()
@@ -220,10 +208,10 @@ class StepGraphs:
         if not num_chunks:
             return GraphShape(_at_least(self._decode_buckets, num_decodes))
         num_tokens = len(batch.input_ids) - num_decodes
-        if num_chunks > _MAX_CHUNKS or num_tokens > _CHUNK_BUCKETS[-1]:
+        if num_chunks > _MAX_CHUNKS or num_tokens > _MAX_CHUNK_TOKENS:
             return None
-        rows = _at_least(self._mixed_buckets, num_decodes)
-        return GraphShape(rows, _MAX_CHUNKS, _at_least(_CHUNK_BUCKETS, num_tokens))
+        rows = _at_least(self._row_buckets, num_decodes)
+        return GraphShape(rows, _MAX_CHUNKS, _at_least(self._chunk_buckets[rows], num_tokens))
 
     @torch.inference_mode()
     def _compile(self, shape: GraphShape, device: torch.device) -> None:
@@ -256,15 +244,12 @@ class StepGraphs:
                 graph.capture(self._next_tokens, pool)
                 if number == 1 or number % 16 == 0:
                     logger.info("captured %d of %d CUDA graphs", number, len(shapes))
-        mixed = [shape for shape in shapes if 0 < shape.num_chunk_tokens <= _MOST_TIMED_TOKENS]
-        self._stand_ins = stand_ins({shape: self._graphs[shape].timed() for shape in mixed})
         self._staged.record()
         logger.info(
-            "captured %d CUDA graphs in %.1f s, %.2f GiB; a larger one is faster than %d of them",
+            "captured %d CUDA graphs in %.1f s, %.2f GiB",
             len(shapes),
             time.perf_counter() - started,
             (free - torch.cuda.mem_get_info()[0]) / 2**30,
-            len(self._stand_ins),
         )
 
     def _next_tokens(
@@ -308,38 +293,20 @@ def _no_attention(layer: int, query: torch.Tensor, key: torch.Tensor, value: tor
 
 
 def largest_shape(num_slots: int) -> GraphShape:
-    """The most rows and tokens that any graph of an engine holds. A compiled dimension is never 1."""
-    return GraphShape(max(2, num_slots), _MAX_CHUNKS, _CHUNK_BUCKETS[-1])
+    """The most rows and tokens of chunks that any graph of an engine holds. A compiled dimension is never 1."""
+    return GraphShape(max(2, num_slots), _MAX_CHUNKS, _MAX_CHUNK_TOKENS)
 
 
 def graph_shapes(num_slots: int) -> list[GraphShape]:
     """Every shape that an engine of so many slots captures."""
-    mixed = product(_CHUNK_BUCKETS, _mixed_buckets(num_slots))
     return [
-        *(GraphShape(rows, _MAX_CHUNKS, tokens) for tokens, rows in mixed),
+        *(
+            GraphShape(rows, _MAX_CHUNKS, tokens)
+            for rows in _row_buckets(num_slots)
+            for tokens in _chunk_buckets(rows, num_slots)
+        ),
         *(GraphShape(rows) for rows in _decode_buckets(num_slots)),
     ]
-
-
-def stand_ins(times: dict[GraphShape, float]) -> dict[GraphShape, GraphShape]:
-    """For shapes that take longer than a larger one: the fastest that holds as much. Libraries choose a product's
-    kernel by its size, not always well: on an H200 448 rows by an 8B model's gate and up take 1.7 times as long as
-    512."""
-    found = {}
-    for shape, time_of_shape in times.items():
-        holding = [one for one in times if _holds(one, shape)]
-        fastest = min(holding, key=times.__getitem__)
-        if times[fastest] <= _WORTH_IT * time_of_shape:
-            found[shape] = fastest
-    return found
-
-
-def _holds(one: GraphShape, other: GraphShape) -> bool:
-    return (
-        one.num_decode_rows >= other.num_decode_rows
-        and one.num_chunks >= other.num_chunks
-        and one.num_chunk_tokens >= other.num_chunk_tokens
-    )
 
 
 def output_bytes(num_slots: int, vocab_size: int, itemsize: int) -> int:
@@ -357,9 +324,18 @@ def _decode_buckets(num_slots: int) -> list[int]:
     return [*(size for size in _DECODE_BUCKETS if size < num_slots), largest]
 
 
-def _mixed_buckets(num_slots: int) -> list[int]:
+def _row_buckets(num_slots: int) -> list[int]:
+    """One-token rows beside chunks."""
     largest = largest_shape(num_slots).num_decode_rows
     return sorted({max(2, num_slots * quarter // 4) for quarter in (1, 2, 3)} | {largest})
+
+
+def _chunk_buckets(rows: int, num_slots: int) -> list[int]:
+    """Tokens of chunks beside so many one-token rows. A full step has fewer rows than that, by up to a quarter of the
+    slots: room for that many more tokens of chunks."""
+    totals = (*_MIXED_BUCKETS, _MAX_CHUNK_TOKENS + _row_buckets(num_slots)[0])
+    beside = {min(total - rows, _MAX_CHUNK_TOKENS) for total in totals if total - rows >= _MIN_CHUNK_TOKENS}
+    return sorted(beside | {_MAX_CHUNK_TOKENS})
 
 
 def _at_least(buckets: Any, wanted: int) -> int:

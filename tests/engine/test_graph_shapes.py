@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scheduler_worker.engine.attention.capturable import GraphShape
-from scheduler_worker.engine.cuda_graphs import graph_shapes, largest_shape, output_bytes, stand_ins
+from scheduler_worker.engine.cuda_graphs import graph_shapes, largest_shape, output_bytes
 
 
 @pytest.mark.parametrize("num_slots", [1, 3, 32, 256, 700])
@@ -35,14 +34,20 @@ def test_the_logits_of_all_graphs_are_counted_and_none_has_more_rows_than_slots(
     assert output_bytes(32, 1000, 2) == (sum(decode) + 32 * num_mixed) * 2000
 
 
-def test_a_larger_shape_stands_in_where_it_is_clearly_faster() -> None:
-    slow, fast, faster = GraphShape(256, 64, 192), GraphShape(256, 64, 256), GraphShape(256, 64, 320)
-    fewer_rows, near = GraphShape(128, 64, 512), GraphShape(256, 64, 64)
-    times = {near: 9.8, slow: 13.0, fast: 10.0, faster: 9.7, fewer_rows: 1.0}
+@pytest.mark.parametrize("num_slots", [1, 3, 32, 256, 700, 4000])
+def test_there_are_shapes_for_every_step_of_a_full_budget(num_slots: int) -> None:
+    """As many tokens of chunks as a graph may hold, whether they leave room for one-token rows or come on top."""
+    shapes = [shape for shape in graph_shapes(num_slots) if shape.num_chunks]
+    most = largest_shape(num_slots).num_chunk_tokens
+    for num_decodes in range(0, num_slots + 1, max(1, num_slots // 50)):
+        rows = min(shape.num_decode_rows for shape in shapes if shape.num_decode_rows >= num_decodes)
+        beside = [shape.num_chunk_tokens for shape in shapes if shape.num_decode_rows == rows]
+        assert max(beside) == most
+        if num_decodes <= most:
+            fitting = min(tokens for tokens in beside if tokens >= most - num_decodes)
+            assert rows + fitting <= most + max(num_slots // 4, 2) or rows > most
 
-    assert stand_ins(times) == {slow: faster, fast: faster}
 
-
-def test_no_shape_is_replaced_where_time_grows_with_size() -> None:
-    times = {GraphShape(64, 64, tokens): float(tokens) for tokens in (64, 128, 192)}
-    assert stand_ins(times) == {}
+def test_totals_are_sizes_that_multiply_fast() -> None:
+    totals = {shape.num_tokens for shape in graph_shapes(256) if 384 < shape.num_tokens < 2048}
+    assert all(total % 128 == 0 for total in totals)
