@@ -3,14 +3,15 @@
 What steps take beside the device's time is seen in the worker's messages: a line over their rows where slots were free,
 and how the messages lie around it. Two things are learned by simulating the run: how long news of a request are under
 way, and what a step takes more or less than by the line. At each rate they are what makes the simulated part's means
-those of the measured one, whatever they make up for; between two rates they go with the rate.
+those of the measured one, whatever they make up for; between two rates they go with the rate, and between two learning
+runs with the time.
 """
 
 from __future__ import annotations
 
 import random
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, linear_regression
 from typing import NamedTuple
@@ -28,6 +29,13 @@ class Added(NamedTuple):
 
     news_s: float
     step_s: float
+
+    def towards(self, other: Added, weight: float) -> Added:
+        """So far on the way to another."""
+        return Added(*(one + weight * (its - one) for one, its in zip(self, other, strict=True)))
+
+
+Known = dict[float, Added]  # by the share of the capacity that is asked for
 
 
 class MeanStep(NamedTuple):
@@ -51,10 +59,16 @@ class Beside:
         """By the line."""
         return self.base_s + self.row_s * num_rows
 
+    def beyond_s(self, steps: Sequence[MeanStep]) -> float:
+        """What a step takes on average beyond the line."""
+        beyond_s = sum(one.num_steps * (one.beside_s - self.mean_s(one.num_rows)) for one in steps)
+        return beyond_s / max(1, sum(one.num_steps for one in steps))
+
     @classmethod
-    def fit(cls, steps: Sequence[MeanStep]) -> Beside:
-        """The line of least squares, neither falling nor below zero. The mean of n steps varies an n-th as much as
-        single ones."""
+    def fit(cls, parts: Sequence[Sequence[MeanStep]]) -> Beside:
+        """The line of least squares through all parts, neither falling nor below zero. The mean of n steps varies an
+        n-th as much as single ones; that a host drifts from part to part is none of it."""
+        steps = [one for part in parts for one in part]
         rows, besides = [one.num_rows for one in steps], [one.beside_s for one in steps]
         if not sum(besides) > 0.0:
             return cls(0.0, 0.0)
@@ -64,9 +78,11 @@ class Beside:
         if row_s < 0.0:
             row_s, base_s = 0.0, fmean(besides)
         line = cls(base_s, row_s)
-        means = [line.mean_s(one.num_rows) for one in steps]
-        squares = [one.num_steps * (one.beside_s - mean) ** 2 for one, mean in zip(steps, means, strict=True)]
-        return cls(base_s, row_s, sum(squares) / sum(mean**2 for mean in means))
+        squares = 0.0
+        for part in parts:
+            level_s = line.beyond_s(part)
+            squares += sum(one.num_steps * (one.beside_s - line.mean_s(one.num_rows) - level_s) ** 2 for one in part)
+        return cls(base_s, row_s, squares / sum(line.mean_s(one.num_rows) ** 2 for one in steps))
 
 
 class Means(NamedTuple):
@@ -92,91 +108,66 @@ class Part(NamedTuple):
 
 
 class LearnedHost(Host):
-    """By the share of the capacity that is asked for at that instant, which `share_at` tells. News are heard when the
-    loop looks, once a step: their ways are spread evenly from 0 to twice their mean. How late the host is, is drawn for
-    `BLOCK_STEPS` steps together."""
+    """What it adds at an instant, `added` tells. News are heard when the loop looks, once a step: their ways are spread
+    evenly from 0 to twice their mean. How late the host is, is drawn for `BLOCK_STEPS` steps together."""
 
-    def __init__(
-        self,
-        beside: Beside,
-        known: Iterable[tuple[float, Added]],
-        share_at: Callable[[float], float],
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, beside: Beside, added: Callable[[float], Added], seed: int = 0) -> None:
         super().__init__(0.0)
-        self.beside, self.known = beside, sorted(known)
-        self._share_at = share_at
-        self._shares = [share for share, _ in self.known]
+        self.beside, self.added = beside, added
         self._draw = random.Random(f"host-{seed}")
         self._num_steps, self._swing = 0, 1.0
 
-    def drawing(self, seed: int, share: float) -> LearnedHost:
-        """The same host at this share, with other draws."""
-        return LearnedHost(self.beside, self.known, lambda _: share, seed)
-
-    def evened(self, full: Mapping[float, Sequence[MeanStep]]) -> LearnedHost:
-        """The same host, but that steps with full slots take as much longer at each of these shares as in all messages
-        of such steps. A host that is faster or slower for a few seconds is so at any rate, and the longer one looks the
-        less it tells."""
-        everything = self._beyond([one for steps in full.values() for one in steps])
-        known = [
-            (share, added._replace(step_s=added.step_s + everything - self._beyond(steps)))
-            if (steps := full.get(share))
-            else (share, added)
-            for share, added in self.known
-        ]
-        return LearnedHost(self.beside, known, self._share_at)
-
-    def _beyond(self, steps: Sequence[MeanStep]) -> float:
-        """What a step takes on average beyond the line."""
-        beyond_s = sum(one.num_steps * (one.beside_s - self.beside.mean_s(one.num_rows)) for one in steps)
-        return beyond_s / max(1, sum(one.num_steps for one in steps))
-
     def news_s(self, now: float) -> float:
-        return self._draw.uniform(0.0, 2.0 * self._added(now).news_s)
+        return self._draw.uniform(0.0, 2.0 * self.added(now).news_s)
 
     def beside_s(self, now: float, num_rows: int) -> float:
         if self._num_steps % BLOCK_STEPS == 0 and self.beside.variance:
             shape = BLOCK_STEPS / self.beside.variance
             self._swing = self._draw.gammavariate(shape, 1.0 / shape)
         self._num_steps += 1
-        return self.beside.mean_s(num_rows) * self._swing + self._added(now).step_s
+        return self.beside.mean_s(num_rows) * self._swing + self.added(now).step_s
 
-    def _added(self, now: float) -> Added:
-        """Between two rates, in proportion; beyond the last ones, theirs."""
-        share, last = self._share_at(now), len(self._shares) - 1
-        place = bisect_left(self._shares, share)
-        if place == 0 or place > last:
-            return self.known[min(place, last)][1]
-        (low, below), (high, above) = self.known[place - 1], self.known[place]
-        weight = (share - low) / (high - low)
-        return Added(*(one + weight * (other - one) for one, other in zip(below, above, strict=True)))
+
+def added_at(known: Known, share: float) -> Added:
+    """Between two rates, in proportion; beyond the last ones, theirs."""
+    rates = sorted(known)
+    place = bisect_left(rates, share)
+    if place in (0, len(rates)):
+        return known[rates[max(0, place - 1)]]
+    low, high = rates[place - 1 : place + 1]
+    return known[low].towards(known[high], (share - low) / (high - low))
+
+
+def evened(known: Known, beside: Beside, full: Mapping[float, Sequence[MeanStep]]) -> Known:
+    """The same, but that steps with full slots take as much longer at each of these shares as in all messages of such
+    steps. A host that is faster or slower for a few seconds is so at any rate, and the longer one looks the less it
+    tells."""
+    everything_s = beside.beyond_s([one for steps in full.values() for one in steps])
+    changed = {share: everything_s - beside.beyond_s(steps) for share, steps in full.items() if share in known}
+    return known | {
+        share: known[share]._replace(step_s=known[share].step_s + more_s) for share, more_s in changed.items()
+    }
 
 
 def learn_host(
     beside: Beside,
     parts: Sequence[Part],
-    share_at: Callable[[float], float],
+    part_of: Callable[[float], int],
     simulated: Callable[[LearnedHost], Sequence[Means]],
-) -> LearnedHost:
-    """The host with which a learning run, simulated, has the means that were measured.
+) -> Known:
+    """What the host added at each part's rate: with that the learning run, simulated, has the means that were measured.
 
     `simulated` answers with the means of the same parts, each round with other draws: after the first rounds, which
     come near, all further ones count alike.
     """
     added = [Added(one.means.first_s / 4, 0.0) for one in parts]
     for place in range(NUM_ROUNDS):
-        host = LearnedHost(beside, _known(parts, added), share_at, place)
         weight = 1.0 / max(1, place + 2 - NUM_WHOLE)
-        found = simulated(host)
+        found = simulated(LearnedHost(beside, lambda now, known=tuple(added): known[part_of(now)], place))
         added = [
             _corrected(one, part, mean, weight) for one, part, mean in zip(added, parts, found, strict=True)
         ]
-    return LearnedHost(beside, _known(parts, added), share_at)
-
-
-def _known(parts: Sequence[Part], added: Sequence[Added]) -> list[tuple[float, Added]]:
-    return [(part.share, one) for part, one in zip(parts, added, strict=True)]
+    return {part.share: one for part, one in zip(parts, added, strict=True)}
 
 
 def _corrected(known: Added, part: Part, simulated: Means, weight: float) -> Added:

@@ -9,7 +9,18 @@ from typing import NamedTuple
 
 from bench.system_clients import Run
 from bench.system_doors import OK, Doors
-from bench.system_host import Added, Beside, LearnedHost, Means, MeanStep, Part, learn_host, middle_mean
+from bench.system_host import (
+    Beside,
+    Known,
+    LearnedHost,
+    Means,
+    MeanStep,
+    Part,
+    added_at,
+    evened,
+    learn_host,
+    middle_mean,
+)
 from bench.system_load import Seen
 from bench.system_recording import Recording, Steps
 from bench.system_sim import Learned, Way, Ways, fit, simulate
@@ -19,7 +30,6 @@ from scheduler_worker.sim.cost import StepCost
 from scheduler_worker.sim.run import Outcome
 
 PARTS = ("queue_s", "formation_s", "prefill_s", "ttft_s")
-NUM_DRAWS = 5
 SETTLING_S = 0.75  # at the beginning of a part of a learning run, of the one before it
 UNTOLD_S = 0.0005  # Valkey's instants are cut to milliseconds
 MOST_URGENT = "high"  # waits least for a slot: what it waits for is on its way
@@ -56,56 +66,56 @@ class Predictor:
 
     def __init__(self, recording: Recording) -> None:
         self._recording = recording
-        self._policy = Policy.model_validate_json(recording.policy)
+        self.policy = Policy.model_validate_json(recording.policy)
         self.fitted = fit(recording.info, recording.num_in_flight, recording.num_swap_blocks)
-        self.ways = Ways.of(one for run in recording.learning for one in learned(recording, run))
         self._doors = self._remembering()
+        self._learned = {run.name: learned(recording, run) for run in recording.learning}
         self.beside = Beside.fit(free_steps(recording, self.fitted.cost))
-        self.known = [(run, self._learn_host(run)) for run in recording.learning]
+        self.known = {run.name: self._learn_host(run) for run in recording.learning}
 
-    def predict(self, load: float, run: Run) -> list[Predicted]:
-        """The run at that share of the capacity, several times with other draws."""
-        found = []
-        host = LearnedHost(self.beside, together(known for _, known in self.known), lambda _: load)
-        host = host.evened(full_steps(self._recording, self.fitted.cost))
-        for seed in range(NUM_DRAWS):
-            ways = self.ways.draw([load] * len(run.seen), seed)
-            found.append(Predicted(self._simulate(run, host.drawing(seed, load), ways), ways))
-        return found
+    def around(self, run: Run) -> list[Run]:
+        """The learning runs next to it: the one before, the one after."""
+        before = [one for one in self._recording.learning if one.began_at < run.began_at]
+        after = [one for one in self._recording.learning if one.began_at > run.began_at]
+        return before[-1:] + after[:1]
+
+    def predict(self, load: float, run: Run, sources: Sequence[Run], seed: int) -> Predicted:
+        """The run at that share of the capacity, by these learning runs: ways are drawn from all, the host goes from
+        what it was in the first to what it was in the last."""
+        ways = self._ways(sources).draw([load] * len(run.seen), seed)
+        first, last = (added_at(self.known[one.name], load) for one in (sources[0], sources[-1]))
+        host = LearnedHost(self.beside, lambda now: first.towards(last, min(1.0, now / run.end_s)), seed)
+        return Predicted(self._simulate(run, host, ways), ways)
+
+    def _ways(self, sources: Iterable[Run]) -> Ways:
+        return Ways.of(one for run in sources for one in self._learned[run.name])
 
     def _remembering(self) -> dict[str, Doors]:
         """By a run's name, the gateways as they are when it begins: they have seen all runs before it."""
         recording = self._recording
         runs = sorted([*recording.learning, *recording.runs.values()], key=lambda run: run.began_at)
         num_gateways = 1 + max(one.gateway for run in runs for one in run.requests)
-        doors = Doors(self._policy, self.fitted.capacity, num_gateways, recording.capacity.began_at)
+        doors = Doors(self.policy, self.fitted.capacity, num_gateways, recording.capacity.began_at)
         found = {}
         for before, run in zip([recording.capacity, *runs], runs, strict=False):
             doors.recall(before)
             found[run.name] = deepcopy(doors)
         return found
 
-    def _learn_host(self, run: Run) -> list[tuple[float, Added]]:
+    def _learn_host(self, run: Run) -> Known:
         """What the host added at each rate of this learning run."""
-        ways, least_s = self.ways.own(run), self.beside.base_s + self.fitted.cost.base_s
+        ways, least_s = self._ways([run]).own(run), self.beside.base_s + self.fitted.cost.base_s
 
         def simulated(host: LearnedHost) -> Sequence[Means]:
             return means_of(simulated_times(run, self._simulate(run, host, ways), ways), run)
 
         means = means_of(measured_times(self._recording, run), run)
         parts = [Part(share, mean, least_s) for share, mean in zip(run.shares, means, strict=True)]
-        return learn_host(self.beside, parts, run.share_at, simulated).known
+        known = learn_host(self.beside, parts, run.part_of, simulated)
+        return evened(known, self.beside, full_steps(self._recording, run, self.fitted.cost))
 
     def _simulate(self, run: Run, host: LearnedHost, ways: Sequence[Way]) -> list[Outcome]:
-        return simulate(run, self._policy, self.fitted, host, deepcopy(self._doors[run.name]), ways)
-
-
-def together(hosts: Iterable[Sequence[tuple[float, Added]]]) -> list[tuple[float, Added]]:
-    """By rising rate, the mean of what several learning runs found there."""
-    found: dict[float, list[Added]] = {}
-    for share, added in (one for host in hosts for one in host):
-        found.setdefault(share, []).append(added)
-    return [(share, Added(*map(fmean, zip(*found[share], strict=True)))) for share in sorted(found)]
+        return simulate(run, self.policy, self.fitted, host, deepcopy(self._doors[run.name]), ways)
 
 
 def known_parts(recording: Recording, one: Seen) -> list[float] | None:
@@ -223,27 +233,27 @@ def mean_steps(
     return found
 
 
-def free_steps(recording: Recording, cost: StepCost) -> list[MeanStep]:
-    """Of the learning runs while less came than the system can do: when slots are full, more than their rows makes
-    steps longer."""
+def free_steps(recording: Recording, cost: StepCost) -> list[list[MeanStep]]:
+    """Of the learning runs' parts in which less came than the system can do: when slots are full, more than their rows
+    makes steps longer."""
     return [
-        one
+        mean_steps(recording, run, cost, part * run.part_s, (part + 1) * run.part_s)
         for run in recording.learning
         for part, share in enumerate(run.shares)
         if share < 1.0
-        for one in mean_steps(recording, run, cost, part * run.part_s, (part + 1) * run.part_s)
     ]
 
 
-def full_steps(recording: Recording, cost: StepCost) -> dict[float, list[MeanStep]]:
-    """While all slots were full: of the capacity run, and of the learning runs by share; settled ones."""
-    capacity = recording.capacity
-    found = {1.0: mean_steps(recording, capacity, cost, capacity.warm_s, capacity.end_s)}
-    for run in recording.learning:
-        for part, share in enumerate(run.shares):
-            if share > 1.0:
-                begins_s, ends_s = part * run.part_s + SETTLING_S, (part + 1) * run.part_s
-                found[share] = found.get(share, []) + mean_steps(recording, run, cost, begins_s, ends_s)
+def full_steps(recording: Recording, run: Run, cost: StepCost) -> dict[float, list[MeanStep]]:
+    """While all slots were full: of a learning run by share; settled ones. Where it is the only one, of the capacity
+    run too, or seconds on one side of a load would tell of it alone."""
+    capacity, found = recording.capacity, dict[float, list[MeanStep]]()
+    if len(recording.learning) == 1:
+        found[1.0] = mean_steps(recording, capacity, cost, capacity.warm_s, capacity.end_s)
+    for part, share in enumerate(run.shares):
+        if share > 1.0:
+            begins_s, ends_s = part * run.part_s + SETTLING_S, (part + 1) * run.part_s
+            found[share] = mean_steps(recording, run, cost, begins_s, ends_s)
     return found
 
 

@@ -17,6 +17,7 @@ from scheduler_worker.sim.run import Outcome
 
 POINTS = (("p50", 0.5), ("p95", 0.95), ("p99", 0.99))
 TTFT_GOALS_MS = {0.85: {"high": 80, "medium": 250, "low": 450}, 1.5: {"high": 100}}
+NUM_DRAWS = 5
 Say = Callable[[str], None]
 Add = Callable[[str, float, str], None]
 Table = dict[str, dict[str, float]]
@@ -132,13 +133,17 @@ def parts_of(recording: Recording, run: Run) -> dict[str, list[float | None]]:
 
 
 def compare(recording: Recording, say: Say, add: Add) -> None:
-    """Measured beside predicted, for all loads; predicted one after the other."""
+    """Measured beside predicted, for all loads; and by the learning runs before and after each alone."""
     policy = Policy.model_validate_json(recording.policy)
     predictor = Predictor(recording)
     _tell(predictor, say, add)
     for load, run in recording.runs.items():
-        draws = [figures(predicted_points(run, *one), policy) for one in predictor.predict(load, run)]
-        _compare_one(recording, load, median_table(draws), policy, say, add)
+        around = predictor.around(run)
+        tables = [predicted_table(predictor, load, run, around, NUM_DRAWS)]
+        if len(around) > 1:
+            tables += [predicted_table(predictor, load, run, [one], 1) for one in around]
+            add(f"load {load}: the runs before and after it, alone, predict apart, median", apart(*tables[1:]), "%")
+        _compare_one(recording, load, tables, policy, say, add)
         for name, values in parts_of(recording, run).items():
             points = percentiles_ms("", values)
             say(f"    {name:40}" + "  ".join(f"{point[1:]} {value:7.1f}" for point, value in points.items()))
@@ -146,10 +151,22 @@ def compare(recording: Recording, say: Say, add: Add) -> None:
                 add(f"load {load}: first token, {name}, {point[1:]}", value, "ms")
 
 
+def predicted_table(predictor: Predictor, load: float, run: Run, sources: Sequence[Run], num_draws: int) -> Table:
+    """By these learning runs, with so many draws."""
+    draws = [predictor.predict(load, run, sources, seed) for seed in range(num_draws)]
+    return median_table([figures(predicted_points(run, *one), predictor.policy) for one in draws])
+
+
+def apart(one: Table, other: Table) -> float:
+    """By how many per cent two predictions differ: the median over the percentiles of all classes."""
+    pairs = [(value, other[key][name]) for key in one for name, value in one[key].items() if unit_of(name) == "ms"]
+    return 100 * median(abs(its / value - 1.0) for value, its in pairs if value)
+
+
 def _tell(predictor: Predictor, say: Say, add: Add) -> None:
     """What was learned: the cost model, and what the host adds to it by the rows of a step."""
     known = ", ".join(f"{name} {value:.3g}" for name, value in predictor.fitted.figures.items())
-    say(f"learned: {known}; {sum(len(part) for _, part in predictor.ways.parts)} ways to the worker and back")
+    say(f"learned: {known}")
     beside = predictor.beside
     add("learned: beside the device, a step", 1e3 * beside.base_s, "ms")
     add("learned: beside the device, a row", 1e6 * beside.row_s, "us")
@@ -158,21 +175,21 @@ def _tell(predictor: Predictor, say: Say, add: Add) -> None:
         f"learned, beside the device: {1e3 * beside.base_s:.2f} ms a step, {1e6 * beside.row_s:.2f} us a row; "
         f"variance {beside.variance:.1f}"
     )
-    for run, share, added in ((run, *one) for run, known in predictor.known for one in known):
+    for run, share, added in ((run, *one) for run, known in predictor.known.items() for one in known.items()):
         for name, seconds in added._asdict().items():
-            add(f"{run.name}, at {share} of the capacity: {name.removesuffix('_s')}", 1e3 * seconds, "ms")
+            add(f"{run}, at {share} of the capacity: {name.removesuffix('_s')}", 1e3 * seconds, "ms")
         values = ", ".join(f"{name.removesuffix('_s')} {1e3 * one:.2f}" for name, one in added._asdict().items())
-        say(f"{run.name}, at {share} of the capacity: {values} ms")
+        say(f"{run}, at {share} of the capacity: {values} ms")
 
 
 def _compare_one(
-    recording: Recording, load: float, predicted: Table, policy: Policy, say: Say, add: Add
+    recording: Recording, load: float, tables: Sequence[Table], policy: Policy, say: Say, add: Add
 ) -> None:
     measured = figures(measured_points(recording.runs[load]), policy)
-    say(f"load {load} of the measured capacity: measured, predicted, predicted / measured; goals")
-    show([measured, predicted], say, TTFT_GOALS_MS.get(load))
+    say(f"load {load} of the measured capacity: measured, predicted (by the runs around it, each alone), ratio; goals")
+    show([measured, *tables], say, TTFT_GOALS_MS.get(load))
     rows_of(f"load {load}", measured, add)
-    rows_of(f"load {load}", predicted, add, ", simulated")
+    rows_of(f"load {load}", tables[0], add, ", simulated")
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> list[str]:

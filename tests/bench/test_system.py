@@ -13,12 +13,23 @@ import msgspec
 import pytest
 
 from bench.system_clients import LENGTHS, Run, Workload
-from bench.system_host import BLOCK_STEPS, Added, Beside, LearnedHost, Means, MeanStep, Part, learn_host
+from bench.system_host import (
+    BLOCK_STEPS,
+    Added,
+    Beside,
+    LearnedHost,
+    Means,
+    MeanStep,
+    Part,
+    added_at,
+    evened,
+    learn_host,
+)
 from bench.system_load import Job, Load, Planned, Seen
 from bench.system_model import write_text_side
 from bench.system_prediction import UNTOLD_S, Times, free_steps, full_steps, lateness, learned, means_of
 from bench.system_recording import ONCE, Recording, Steps, read_recording, write_recording
-from bench.system_report import median_table
+from bench.system_report import apart, median_table
 from bench.system_sim import Learned, Way, Ways
 from controlplane.gateway.tokenizer import load_text_model
 from scheduler_worker.protocol.messages import WorkerInfo
@@ -143,8 +154,8 @@ def _part(share: float, least_s: float = 0.006) -> Part:
 
 def _host(beside: Beside, *steps_s: float, share: float = 0.5) -> LearnedHost:
     """Learned at shares 0.5 and 1.0: news of 3 and 1 ms, and these steps."""
-    known = [(0.5 * (1 + place), Added((0.003, 0.001)[place], step_s)) for place, step_s in enumerate(steps_s)]
-    return LearnedHost(beside, known, lambda _: share)
+    known = {0.5 * (1 + place): Added((0.003, 0.001)[place], step_s) for place, step_s in enumerate(steps_s)}
+    return LearnedHost(beside, lambda _: added_at(known, share))
 
 
 @pytest.mark.parametrize(("share", "mean_s"), [(0.1, 0.003), (0.5, 0.003), (0.75, 0.002), (1.0, 0.001), (2.0, 0.001)])
@@ -162,10 +173,19 @@ def test_a_step_is_longer_or_shorter_than_by_the_line_as_it_was_at_that_rate(sha
     assert _host(Beside(0.001, 1e-5), -0.0002, 0.0004, share=share).beside_s(0.0, 100) == pytest.approx(beside_s)
 
 
-def test_the_rate_of_the_learning_run_is_that_of_the_instant() -> None:
-    host = LearnedHost(NONE_BESIDE, [(0.5, Added(0.0, 0.001)), (1.0, Added(0.0, 0.002))], lambda now: now)
+def test_between_two_learning_runs_the_host_goes_from_one_to_the_other() -> None:
+    first, last = Added(0.0, 0.001), Added(0.0, 0.002)
+    host = LearnedHost(NONE_BESIDE, lambda now: first.towards(last, now))
 
-    assert [host.beside_s(now, 10) for now in (0.5, 1.0)] == [0.001, 0.002]
+    assert [host.beside_s(now, 10) for now in (0.0, 0.25, 1.0)] == pytest.approx([0.001, 0.00125, 0.002])
+
+
+def test_each_part_of_a_learning_run_is_simulated_with_what_was_learned_of_it() -> None:
+    """Parts of one second, falling; of the second one twice as long steps were measured."""
+    parts = [Part(share, Means(0.0, token_s), 0.001) for share, token_s in ((1.6, 0.002), (1.2, 0.004))]
+    learned = learn_host(NONE_BESIDE, parts, int, lambda host: [Means(0.0, host.added(at).step_s) for at in (0.5, 1.5)])
+
+    assert learned == {1.6: pytest.approx((0.0, 0.002)), 1.2: pytest.approx((0.0, 0.004))}
 
 
 def test_the_host_is_late_for_several_steps_at_a_time() -> None:
@@ -184,9 +204,16 @@ def test_what_lies_beside_the_device_is_learned_with_its_variance_from_messages_
     steps = [
         MeanStep(num_steps, one, sum(host.beside_s(0.0, one) for _ in range(num_steps)) / num_steps) for one in rows
     ]
-    found = Beside.fit(steps)
+    found = Beside.fit([steps])
 
     assert (found.mean_s(20), found.mean_s(200), found.variance) == pytest.approx((0.00028, 0.001, 6.0), rel=0.15)
+
+
+def test_a_host_that_drifts_from_part_to_part_does_not_vary_from_step_to_step() -> None:
+    """Each part has as many rows: 1 and 3 ms in the messages of one, 5 and 7 ms in those of the other."""
+    parts = [[MeanStep(50, 10.0, place + one) for one in (0.001, 0.003)] for place in (0.0, 0.004)]
+
+    assert Beside.fit(parts) == Beside(0.004, 0.0, pytest.approx(50 * 0.001**2 / 0.004**2))
 
 
 @pytest.mark.parametrize(
@@ -200,7 +227,7 @@ def test_what_lies_beside_the_device_is_learned_with_its_variance_from_messages_
 def test_what_lies_beside_neither_falls_nor_is_below_zero(
     besides: tuple[float, ...], line: tuple[float, float]
 ) -> None:
-    found = Beside.fit([MeanStep(50, 10.0 * (place + 1), one) for place, one in enumerate(besides)])
+    found = Beside.fit([[MeanStep(50, 10.0 * (place + 1), one) for place, one in enumerate(besides)]])
 
     assert (found.base_s, found.row_s) == pytest.approx(line, abs=1e-5)
 
@@ -210,10 +237,10 @@ def test_what_is_learned_is_that_with_which_a_simulation_has_the_measured_means(
     """The simulation here adds 5 ms to each way, and steps of 4 ms, of which a longer one comes back `echo` times."""
 
     def simulated(host: LearnedHost) -> list[Means]:
-        _, known = host.known[0]
+        known = host.added(0.0)
         return [Means(0.005 + known.news_s, 0.004 + echo * known.step_s)]
 
-    ((_, learned),) = learn_host(NONE_BESIDE, [_part(0.9, 0.006 / echo)], lambda _: 0.9, simulated).known
+    learned = learn_host(NONE_BESIDE, [_part(0.9, 0.006 / echo)], lambda _: 0, simulated)[0.9]
 
     assert learned == pytest.approx(Added(0.003, 0.002 / echo), abs=1e-5)
 
@@ -222,10 +249,10 @@ def test_what_the_rounds_differ_by_at_random_is_averaged() -> None:
     r = random.Random(3)
 
     def simulated(host: LearnedHost) -> list[Means]:
-        _, known = host.known[0]
+        known = host.added(0.0)
         return [Means(0.005 + known.news_s, 0.004 + known.step_s + r.choice((-0.001, 0.001)))]
 
-    ((_, learned),) = learn_host(NONE_BESIDE, [_part(0.9)], lambda _: 0.9, simulated).known
+    learned = learn_host(NONE_BESIDE, [_part(0.9)], lambda _: 0, simulated)[0.9]
 
     assert learned.step_s == pytest.approx(0.002, abs=0.0006)
 
@@ -234,7 +261,7 @@ def test_at_most_half_of_a_step_without_rows_is_taken_away() -> None:
     def simulated(host: LearnedHost) -> list[Means]:
         return [Means(0.008, 0.1)]
 
-    ((_, learned),) = learn_host(NONE_BESIDE, [_part(0.9, 0.002)], lambda _: 0.9, simulated).known
+    learned = learn_host(NONE_BESIDE, [_part(0.9, 0.002)], lambda _: 0, simulated)[0.9]
 
     assert learned.step_s == -0.001
 
@@ -297,7 +324,7 @@ def test_a_step_takes_beside_the_device_what_rows_prompts_context_and_pairs_do_n
     """A message of 3 steps in 0.25 s, whose 5 tokens are 4 of decoding rows and one after a prompt of 3 tokens, with
     two pairs for each."""
     cost = StepCost(base_s=0.001, row_s=1e-3, prefill_token_s=1e-3, kv_token_s=1e-3, attention_pair_s=1e-4)
-    (step,) = free_steps(_learning_recording(), cost)
+    ((step,),) = free_steps(_learning_recording(), cost)
 
     assert step == pytest.approx((3, 4 / 3, 0.25 / 3 - 0.001 - 0.001 - 0.001 - 0.008 - 0.0002))
 
@@ -307,38 +334,39 @@ def test_messages_from_before_the_learning_run_or_from_when_slots_were_full_do_n
     (message,) = recording.steps["learning"]
     recording.steps["learning"] = [msgspec.structs.replace(message, at=at) for at in (9.2, 9.9, 10.1)]
 
-    assert free_steps(recording, StepCost()) == []
+    assert free_steps(recording, StepCost()) == [[]]
 
 
-def test_steps_with_full_slots_are_those_of_the_capacity_run_and_of_the_rates_above_it() -> None:
-    """Parts of 10 s: at 35 s 1.2 of the capacity, at 45 s 1.6; in the second run first 1.6. What is not settled, or
-    warming, does not count."""
+def test_steps_with_full_slots_are_those_of_rates_above_the_capacity_and_of_a_lone_run_also_its() -> None:
+    """Parts of 10 s: at 5 s 1.6 of the capacity, at 25 s 1.2. What is not settled, or warming, does not count."""
     recording = _recording()
     (message,) = recording.steps["load"]
     recording.capacity = msgspec.structs.replace(recording.capacity, name="capacity", warm_s=5.0, end_s=15.0)
-    falling = Run("learning 2", recording.capacity.requests, [], 0.0, 20.0, 9.0, shares=[1.6, 0.9])
-    recording.learning = [msgspec.structs.replace(_rising(50.0), requests=falling.requests), falling]
+    run = Run("learning 2", recording.capacity.requests, [], 0.0, 30.0, 9.0, shares=[1.6, 0.9, 1.2])
 
     def messages(*instants: tuple[float, int]) -> list[Steps]:
         return [msgspec.structs.replace(message, at=9.0 + at_s, num_steps=num) for at_s, num in instants]
 
     recording.steps = {
         "capacity": messages((4.0, 9), (8.0, 1)),
-        "learning": messages((25.0, 9), (30.5, 9), (35.0, 2), (45.0, 3)),
-        "learning 2": messages((5.0, 4), (15.0, 9)),
+        "learning 2": messages((5.0, 3), (15.0, 9), (20.5, 9), (25.0, 2)),
     }
-    found = full_steps(recording, StepCost()).items()
+    known = {1.0: [1], 1.2: [2], 1.6: [3]}
 
-    assert {share: [one.num_steps for one in steps] for share, steps in found} == {1.0: [1], 1.2: [2], 1.6: [3, 4]}
+    for num_runs in (1, 2):  # the capacity run's count where one run is all
+        recording.learning = num_runs * [run]
+        found = full_steps(recording, run, StepCost()).items()
+        assert {share: [one.num_steps for one in steps] for share, steps in found} == known
+        known.pop(1.0, None)
 
 
 def test_steps_with_full_slots_take_at_each_rate_what_they_took_in_all_such_messages() -> None:
     """By messages: 1 ms beyond the line at 1.0, 3 ms in as many steps at the capacity. The rate below stays."""
     line = Beside(0.001, 1e-5)
     full = {1.0: [MeanStep(50, 100, 0.003)], 3.0: [MeanStep(20, 200, 0.006), MeanStep(30, 200, 0.006)]}
-    learned = _host(line, 0.0005, 0.0011).evened(full).known
+    learned = evened({0.5: Added(0.003, 0.0005), 1.0: Added(0.001, 0.0011)}, line, full)
 
-    assert [added.step_s for _, added in learned] == pytest.approx([0.0005, 0.0021])
+    assert learned == {0.5: Added(0.003, 0.0005), 1.0: pytest.approx((0.001, 0.0021))}
 
 
 def _learning_recording() -> Recording:
@@ -392,6 +420,13 @@ def test_a_recording_of_one_learning_run_is_read_with_the_shares_it_had(tmp_path
     (run,) = read_recording(tmp_path / "rec").learning
 
     assert (run.shares, run.seen) == ([0.4, 0.7, 0.9, 1.2, 1.6], _recording().learning[0].seen)
+
+
+def test_two_predictions_lie_apart_by_the_median_of_their_percentiles() -> None:
+    one = {"high": {"ttft_p50": 10.0, "ttft_p99": 20.0, "tpot_p50": 4.0, "refused": 1.0, "requests": 90.0}}
+    other = {"high": {"ttft_p50": 11.0, "ttft_p99": 16.0, "tpot_p50": 4.2, "refused": 50.0, "requests": 90.0}}
+
+    assert apart(one, other) == pytest.approx(10.0)
 
 
 def test_of_several_predictions_each_figure_is_the_median() -> None:

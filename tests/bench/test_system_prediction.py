@@ -7,13 +7,13 @@ from itertools import groupby
 
 import pytest
 
-from bench import system_prediction, system_sim
+from bench import system_sim
 from bench.system_clients import Lengths, Run, Workload
 from bench.system_doors import Doors
 from bench.system_load import Planned, Seen
 from bench.system_prediction import UNTOLD_S, Predictor
 from bench.system_recording import ONCE, Recording, Steps
-from bench.system_report import figures, measured_points, median_table, predicted_points
+from bench.system_report import figures, measured_points, predicted_table
 from bench.system_sim import Fitted, Way, fit, simulate
 from scheduler_worker.core.plan import Applied, StepPlan, StepResult, StepShape
 from scheduler_worker.core.policy import default_policy
@@ -28,7 +28,7 @@ CAPACITY_PER_S = 120.0
 PART_S = 4.0
 MESSAGE_S = 0.25
 WAY = Way(0.004, 0.003)
-LEARNING_AT, LOAD_AT = 100.0, 200.0
+LEARNING_AT, LOAD_AT, LOAD_S, AFTER_AT = 100.0, 200.0, 12.0, 300.0
 # of a step of 16 rows, context is a seventh
 COST = {"base_s": 0.003, "decode_row_s": 5e-5, "prefill_token_s": 1e-5, "kv_token_s": 6e-7, "attention_pair_s": 1e-8}
 
@@ -50,6 +50,18 @@ class KinkedHost(KnownHost):
 
     def beside_s(self, now: float, num_rows: int) -> float:
         return super().beside_s(now, num_rows) + (0.001 if num_rows > 10 else 0.0)
+
+
+class DriftingHost(KnownHost):
+    """And by so many seconds at first, and at last, as long as a load takes."""
+
+    def __init__(self, first_s: float, last_s: float) -> None:
+        super().__init__()
+        self._first_s, self._last_s = first_s, last_s
+
+    def beside_s(self, now: float, num_rows: int) -> float:
+        share = min(1.0, now / LOAD_S)
+        return super().beside_s(now, num_rows) + (1.0 - share) * self._first_s + share * self._last_s
 
 
 class Watched(Scheduler):
@@ -116,7 +128,8 @@ def _recorded(
     return asked
 
 
-def _recording(load: float, host: Callable[[], Host]) -> Recording:
+def _recording(load: float, host: Callable[[], Host], *learning: tuple[float, Host, list[float]]) -> Recording:
+    """The load on one host, and learning runs: when, on which host, at which shares of the capacity."""
     info = WorkerInfo(
         worker="w", pool="p", model="m", started_at=1.0, num_slots=16, num_blocks=4000, block_size=16,
         max_model_len=4096, cost_model=COST,
@@ -125,18 +138,22 @@ def _recording(load: float, host: Callable[[], Host]) -> Recording:
     recording = Recording(POLICY.model_dump_json().encode(), 2, 0, info, [], idle, [], {}, {})
     recording.queued, recording.steps = {}, {}
     fitted, workload = fit(info, 2, 0), Workload(LENGTHS, 1)
-    rising = workload.arrivals([(share * CAPACITY_PER_S, PART_S) for share in ONCE], seed=1)
-    steady = workload.arrivals([(load * CAPACITY_PER_S, 12.0)], seed=2)
-    recording.learning = [_recorded(recording, fitted, "learning", rising, LEARNING_AT, host())]
-    recording.learning[0].shares, recording.learning[0].end_s = ONCE, PART_S * len(ONCE)
+    steady = workload.arrivals([(load * CAPACITY_PER_S, LOAD_S)], seed=2)
     recording.runs = {load: _recorded(recording, fitted, f"load {load}", steady, LOAD_AT, host())}
+    for number, (at, own, shares) in enumerate(learning or [(LEARNING_AT, host(), ONCE)]):
+        rates = workload.arrivals([(share * CAPACITY_PER_S, PART_S) for share in shares], seed=1 + 9 * number)
+        run = _recorded(recording, fitted, f"learning {number}", rates, at, own)
+        run.shares, run.end_s = shares, PART_S * len(shares)
+        recording.learning.append(run)
     return recording
 
 
-def _ratios(recording: Recording, load: float, names: Sequence[str]) -> dict[str, float]:
+def _ratios(
+    predictor: Predictor, recording: Recording, load: float, names: Sequence[str], *sources: Run
+) -> dict[str, float]:
     run = recording.runs[load]
-    found = [figures(predicted_points(run, *one), POLICY) for one in Predictor(recording).predict(load, run)]
-    predicted, measured = median_table(found), figures(measured_points(run), POLICY)
+    predicted = predicted_table(predictor, load, run, sources or predictor.around(run), num_draws=3)
+    measured = figures(measured_points(run), POLICY)
     return {
         f"{class_id} {name}": predicted[class_id][name] / measured[class_id][name]
         for class_id in measured
@@ -147,12 +164,12 @@ def _ratios(recording: Recording, load: float, names: Sequence[str]) -> dict[str
 @pytest.fixture(autouse=True)
 def _watched(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(system_sim, "Scheduler", Watched)
-    monkeypatch.setattr(system_prediction, "NUM_DRAWS", 3)
 
 
 def test_a_load_between_those_learned_is_predicted_within_a_few_per_cent() -> None:
     load = 0.8
-    ratios = _ratios(_recording(load, KnownHost), load, ("ttft_p50", "tpot_p50"))
+    recording = _recording(load, KnownHost)
+    ratios = _ratios(Predictor(recording), recording, load, ("ttft_p50", "tpot_p50"))
 
     assert ratios == pytest.approx(dict.fromkeys(ratios, 1.0), abs=0.05)
 
@@ -160,6 +177,20 @@ def test_a_load_between_those_learned_is_predicted_within_a_few_per_cent() -> No
 def test_steps_that_no_line_follows_are_predicted_as_they_were_at_that_rate() -> None:
     """By the line alone, times per token are 6 to 8 % too short here."""
     load = 0.9
-    ratios = _ratios(_recording(load, KinkedHost), load, ("tpot_p50",))
+    recording = _recording(load, KinkedHost)
+    ratios = _ratios(Predictor(recording), recording, load, ("tpot_p50",))
 
     assert ratios == pytest.approx(dict.fromkeys(ratios, 1.0), abs=0.05)
+
+
+def test_a_host_that_drifts_is_predicted_between_the_learning_runs_before_and_after_the_load() -> None:
+    """Steps become a fifth longer while the load is measured; as they were before, times per token were too short."""
+    load, slower_s = 0.8, 0.001
+    before = (LEARNING_AT, KnownHost(), [0.7, 0.9])
+    after = (AFTER_AT, DriftingHost(slower_s, slower_s), [0.9, 0.7])
+    drifting = _recording(load, lambda: DriftingHost(0.0, slower_s), before, after)
+    predictor = Predictor(drifting)
+    ratios = _ratios(predictor, drifting, load, ("tpot_p50",))
+    by_before = _ratios(predictor, drifting, load, ("tpot_p50",), drifting.learning[0])
+
+    assert (ratios, max(by_before.values()) < 0.9) == (pytest.approx(dict.fromkeys(ratios, 1.0), abs=0.05), True)
