@@ -13,13 +13,13 @@ import random
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, linear_regression
+from statistics import fmean, linear_regression, median
 from typing import NamedTuple
 
 from scheduler_worker.sim.host import Host
 
 NUM_ROUNDS = 10
-NUM_WHOLE = 2  # rounds whose differences are corrected whole; after them, all count alike
+NUM_COMING = 1  # rounds that only come near
 BLOCK_STEPS = 8  # a host is late for so long; of 2 to 100, with 8 a learning run's waits spread most as measured
 KEPT = 0.8  # of the values, around the median: what a mean is taken of
 
@@ -157,22 +157,22 @@ def learn_host(
 ) -> Known:
     """What the host added at each part's rate: with that the learning run, simulated, has the means that were measured.
 
-    `simulated` answers with the means of the same parts, each round with other draws: after the first rounds, which
-    come near, all further ones count alike.
+    `simulated` answers with the means of the same parts, each round with other draws. Each tells what would have been
+    right; the median of that is tried next, or a round whose queue grew by chance would move all that follow.
     """
     added = [Added(one.means.first_s / 4, 0.0) for one in parts]
+    told: list[list[Added]] = [[] for _ in parts]
     for place in range(NUM_ROUNDS):
-        weight = 1.0 / max(1, place + 2 - NUM_WHOLE)
         found = simulated(LearnedHost(beside, lambda now, known=tuple(added): known[part_of(now)], place))
-        added = [
-            _corrected(one, part, mean, weight) for one, part, mean in zip(added, parts, found, strict=True)
-        ]
+        for one, part, mean, mine in zip(added, parts, found, told, strict=True):
+            mine.append(_corrected(one, part, mean))
+        added = [Added(*map(median, zip(*mine[min(place, NUM_COMING) :], strict=True))) for mine in told]
     return {part.share: one for part, one in zip(parts, added, strict=True)}
 
 
-def _corrected(known: Added, part: Part, simulated: Means, weight: float) -> Added:
-    news_s = known.news_s + weight * (part.means.first_s - simulated.first_s)
-    step_s = known.step_s + weight * (part.means.token_s - simulated.token_s) / part.echo
+def _corrected(known: Added, part: Part, simulated: Means) -> Added:
+    news_s = known.news_s + part.means.first_s - simulated.first_s
+    step_s = known.step_s + (part.means.token_s - simulated.token_s) / part.echo
     return Added(max(0.0, news_s), max(-part.least_s / 2, step_s))  # no step ends before it begins
 
 

@@ -175,8 +175,8 @@ def test_a_load_between_those_learned_is_predicted_within_a_few_per_cent() -> No
 
 
 def test_steps_that_no_line_follows_are_predicted_as_they_were_at_that_rate() -> None:
-    """By the line alone, times per token are 6 to 8 % too short here."""
-    load = 0.9
+    """By the line alone, times per token are 7 to 8 % too short here."""
+    load = 1.2
     recording = _recording(load, KinkedHost)
     ratios = _ratios(Predictor(recording), recording, load, ("tpot_p50",))
 
