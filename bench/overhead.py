@@ -39,8 +39,7 @@ from scheduler_worker.worker.loop import StepLoop
 from scheduler_worker.worker.stats import LoopStats
 
 BLOCK_SIZE = 16
-PROMPT_TOKENS = 100
-MAX_TOKENS = 900
+MAX_TOKENS = 720
 WARM_UP_STEPS = 300
 """The cost model learns from each of the first 256 steps, then from every fourth: a worker runs for days."""
 POOL = "bench"
@@ -74,7 +73,8 @@ class Loop:
         self._scheduler = Scheduler(default_policy(), executor.capacity)
         self._ids = [f"{batch}-{number}" for number in range(batch)]
         for number, seq_id in enumerate(self._ids):
-            executor.add(SequenceInput(seq_id, _prompt(number), PROMPT_TOKENS, sampling))
+            prompt = _prompt(number)
+            executor.add(SequenceInput(seq_id, prompt, len(prompt), sampling))
             self._scheduler.add(_header(seq_id, number), time.monotonic())
         while self.step()[2] < batch:
             pass
@@ -127,17 +127,17 @@ class WorkerLoop:
         )
 
     def _enqueue(self, seq_id: str, number: int, sampling: SamplingParams) -> str:
-        tokens = array("I", _prompt(number)).tobytes()
+        prompt = _prompt(number)
         header = Header(
             request_id=seq_id,
             class_id=_class_id(number),
             tenant=f"tenant-{number % 4}",
             gateway="gateway",
             arrived_at=self._clock.now(),
-            num_prompt_tokens=PROMPT_TOKENS,
+            num_prompt_tokens=len(prompt),
             max_tokens=MAX_TOKENS,
         )
-        payload = Payload(request_id=seq_id, token_ids=tokens, sampling=sampling)
+        payload = Payload(request_id=seq_id, token_ids=array("I", prompt).tobytes(), sampling=sampling)
         transport.run(self._client, scripts.enqueue(POOL, header, payload))
         return seq_id
 
@@ -156,7 +156,8 @@ class WorkerLoop:
 
 
 def _prompt(number: int) -> list[int]:
-    return [(7 + number * 31 + i) % 1000 for i in range(PROMPT_TOKENS)]
+    """100 to 255 tokens: rows begin blocks at different steps, as those of a real batch do."""
+    return [(7 + number * 31 + i) % 1000 for i in range(100 + number % 32 * 5)]
 
 
 def _class_id(number: int) -> str:
@@ -167,7 +168,7 @@ def _class_id(number: int) -> str:
 def _header(seq_id: str, number: int) -> SequenceHeader:
     now = time.monotonic()
     class_id, tenant = _class_id(number), f"tenant-{number % 4}"
-    return SequenceHeader(seq_id, class_id, tenant, number + 1, now, PROMPT_TOKENS, MAX_TOKENS)
+    return SequenceHeader(seq_id, class_id, tenant, number + 1, now, len(_prompt(number)), MAX_TOKENS)
 
 
 def measure(executor: TorchExecutor, batch: int, kind: str, steps: int) -> dict[str, object]:

@@ -53,7 +53,8 @@ class _Steady:
     """Rows of one token on the host, from one step to the next.
 
     Whatever a step needs of a row is its position plus something that stays the same until the row begins a block: one
-    batch serves all these steps, moved on in place by one operation.
+    batch serves all these steps, moved on in place by one operation. Beside it only rows that begin a block are looked
+    at: every one does so once in as many steps as a block has tokens.
     """
 
     def __init__(self, rows: StepRows, block_tables: TableArray, block_size: int, numbers: IntArray) -> None:
@@ -85,15 +86,17 @@ class _Steady:
             fed_slots=slots[:0],
         )
         self._batch.ready = self._batch.inputs(torch.device("cpu"))
-        self._next = int(rows.starts[0])
-        self._find_blocks(rows.starts)
+        starts = rows.starts.tolist()
+        self._first = self._next = starts[0]
+        self._beginning: list[list[int]] = [[] for _ in range(block_size)]
+        for row, start in enumerate(starts):
+            self._beginning[-start % block_size].append(row)
+            self._find_block(row, start)
 
-    def _find_blocks(self, starts: IntArray) -> None:
-        blocks = starts // self._block_size
-        first = blocks * self._block_size
-        table = self._attention.block_tables
-        self._apart[3] = table[self._attention.slots, blocks] * self._block_size - first
-        self._find_again_at = self._next + self._block_size - int((starts - first).max())
+    def _find_block(self, row: int, start: int) -> None:
+        number, within = divmod(start, self._block_size)
+        block = int(self._attention.block_tables[self._attention.slots[row], number])
+        self._apart[3, row] = block * self._block_size + within - start
 
     def batch(self, rows: StepRows) -> PackedBatch | None:
         """The batch of these rows; None if they are not the next step of those before, or tokens are not known."""
@@ -104,9 +107,9 @@ class _Steady:
             self._input_ids[:] = [one[start] for one, start in zip(self._tokens, starts, strict=True)]
         except IndexError:  # still on its way
             return None
-        attention.begins_block = self._next == self._find_again_at
-        if attention.begins_block:
-            self._find_blocks(rows.starts)
+        attention.begun = self._beginning[(self._next - self._first) % self._block_size]
+        for row in attention.begun:
+            self._find_block(row, starts[row])
         np.add(self._apart, rows.starts, out=self._figures)
         self._next += 1
         return self._batch

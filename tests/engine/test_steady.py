@@ -42,7 +42,7 @@ def test_a_batch_moved_on_in_place_is_what_a_new_one_is(
         for name in ("slots", "indices", "samples"):
             assert np.array_equal(getattr(found.sampling, name), getattr(new.sampling, name)), name
         if found.attention.is_next:
-            begins.append(found.attention.begins_block)
+            begins.append(bool(found.attention.begun))
         return found
 
     monkeypatch.setattr(Packer, "pack", compared)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -38,7 +39,7 @@ class AttentionBatch:
     `starts[i]` and has `lengths[i]` tokens of context once they are written. `block_tables[slots[i]]` maps
     its blocks. `write_index` `[T]`, on the device in time for the forward pass, is where each token's key
     and value go. All other arrays are on the host. `is_next`: the rows are those of the batch planned last, one
-    token further; `begins_block`: one of them in a block that it did not have then.
+    token further; those in `begun` begin a block that they did not have then.
     """
 
     num_decode_rows: int
@@ -49,7 +50,7 @@ class AttentionBatch:
     block_tables: TableArray
     write_index: torch.Tensor
     is_next: bool = False
-    begins_block: bool = False
+    begun: Sequence[int] = ()
 
     @property
     def num_rows(self) -> int:

@@ -26,6 +26,8 @@ _MAX_PADDING: Final = 0.25
 """Share of a group's gathered tokens that may be padding, once a group has more than `_SMALL_CONTEXT` tokens
 a row."""
 _SMALL_CONTEXT: Final = 64
+_ROOM: Final = 4
+"""By how many blocks the rows of a plan may outgrow it before groups are formed anew."""
 
 
 @dataclass(slots=True)
@@ -58,10 +60,13 @@ class _PrefillChunk:
 
 @dataclass(slots=True)
 class _WindowPlan:
-    """What one step needs for the layers that share a window."""
+    """What one step needs for the layers that share a window. `mask` is that of all one-token rows, `group_of` the
+    group of each."""
 
     groups: list[_DecodeGroup]
     chunks: list[_PrefillChunk]
+    mask: torch.Tensor | None
+    group_of: list[int]
 
 
 class SdpaBackend:
@@ -121,28 +126,31 @@ class SdpaBackend:
         """Let every row see its new token too, and leave the plan as it is; whether that is all there is to do."""
         if len(self._masks) < len(self._windows) or batch.lengths[-1] > self._narrowest:
             return False
-        if batch.begins_block and not self._renew_blocks(batch):
+        if not all(self._begin_block(batch, row, plan) for row in batch.begun for plan in self._plans.values()):
             return False
         for mask in self._masks:
             mask[batch.offsets[:-1], batch.starts] = 0
         return True
 
-    def _renew_blocks(self, batch: AttentionBatch) -> bool:
-        """Read the block tables again; whether no group has become longer by a block."""
-        groups = [group for plan in self._plans.values() for group in plan.groups]
-        if any(batch.lengths[group.last - 1] > group.num_tokens for group in groups):
+    def _begin_block(self, batch: AttentionBatch, row: int, plan: _WindowPlan) -> bool:
+        """Give the row's group its new block, and the whole group one more if it is the first to need it; whether there
+        was room."""
+        block, place = int(batch.starts[row]) // self._block_size, plan.group_of[row]
+        group = plan.groups[place]
+        if block < group.table.shape[1]:
+            group.table[row - group.first, block] = batch.block_tables[batch.slots[row], block]
+            return True
+        if plan.mask is None or group.num_tokens == plan.mask.shape[3]:
             return False
-        for group in groups:
-            slots = batch.slots[group.first : group.last]
-            group.table[:] = batch.block_tables[slots, : group.table.shape[1]]
+        blocks = batch.block_tables[batch.slots[group.first : group.last], : block + 1]
+        plan.groups[place] = self._decode_group(group.first, group.last, blocks, plan.mask)
         return True
 
     def _window_plan(self, batch: AttentionBatch, window: int | None) -> _WindowPlan:
-        groups = self._decode_groups(batch, window) if batch.num_decode_rows else []
         rows = range(batch.num_decode_rows, batch.num_rows)
-        return _WindowPlan(groups, [self._prefill_chunk(batch, row, window) for row in rows])
-
-    def _decode_groups(self, batch: AttentionBatch, window: int | None) -> list[_DecodeGroup]:
+        chunks = [self._prefill_chunk(batch, row, window) for row in rows]
+        if not batch.num_decode_rows:
+            return _WindowPlan([], chunks, None, [])
         lengths = batch.lengths[: batch.num_decode_rows]
         if window is None or int(lengths[-1]) <= window:
             spans = lengths
@@ -150,29 +158,34 @@ class SdpaBackend:
         else:
             spans = np.minimum(lengths, window) + self._block_size
             blocks, mask = self._latest_context(batch, lengths, window)
-        bounds = _group_bounds(spans.tolist(), self._group_tokens)
-        return [self._decode_group(first, last, spans, blocks, mask) for first, last in bounds]
+        known = spans.tolist()
+        bounds = _group_bounds(known, self._group_tokens)
+        widths = [-(-known[last - 1] // self._block_size) for _, last in bounds]
+        groups = [
+            self._decode_group(first, last, blocks[first:last, :width], mask)
+            for (first, last), width in zip(bounds, widths, strict=True)
+        ]
+        group_of = [place for place, group in enumerate(groups) for _ in range(group.first, group.last)]
+        return _WindowPlan(groups, chunks, mask, group_of)
 
-    def _decode_group(
-        self, first: int, last: int, spans: IntArray, blocks: TableArray, mask: torch.Tensor
-    ) -> _DecodeGroup:
-        """Cut one group's rows out of the step's blocks `[rows, blocks]` and mask `[rows, 1, 1, tokens]`."""
-        num_blocks = min(-(-int(spans[last - 1]) // self._block_size), blocks.shape[1])
-        num_tokens = num_blocks * self._block_size
-        table = np.ascontiguousarray(blocks[first:last, :num_blocks])
+    def _decode_group(self, first: int, last: int, blocks: TableArray, mask: torch.Tensor) -> _DecodeGroup:
+        """One group with its blocks `[rows, blocks]`; its mask is cut out of that of all rows."""
+        num_tokens = blocks.shape[1] * self._block_size
+        table = np.ascontiguousarray(blocks)
         ids = torch.from_numpy(table.reshape(-1))
         if not self._on_host:
             ids = ids.to(self._device)
-        if last - first < len(spans) or num_tokens < mask.shape[3]:
+        if last - first < mask.shape[0] or num_tokens < mask.shape[3]:
             mask = mask.narrow(0, first, last - first).narrow(3, 0, num_tokens)
         return _DecodeGroup(first, last, num_tokens, table, ids, mask)
 
     def _full_context(self, batch: AttentionBatch, lengths: IntArray) -> tuple[TableArray, torch.Tensor]:
-        """All blocks of each row; a mask's row is 0 for its context and -inf behind: a window of one long
-        ramp."""
+        """All blocks of each row; a mask's row is 0 for its context and -inf behind: a window of one long ramp. On the
+        host it has room for more."""
         num_blocks = (int(lengths[-1]) - 1) // self._block_size + 1
         blocks = batch.block_tables[batch.slots[: len(lengths)], :num_blocks]
-        return blocks, self._ramp_windows(self._max_tokens - lengths, num_blocks * self._block_size)
+        width = (num_blocks + _ROOM * self._on_host) * self._block_size
+        return blocks, self._ramp_windows(self._max_tokens - lengths, min(width, self._max_tokens))
 
     def _ramp_windows(self, starts: IntArray, width: int) -> torch.Tensor:
         """`[rows, 1, 1, width]` cut from the ramp; on the CPU by numpy, whose small operations cost less."""
