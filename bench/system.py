@@ -38,7 +38,8 @@ from controlplane.embedded.programs import Program
 from scheduler_worker.core.policy import default_policy
 
 LOADS = (0.85, 1.5)
-LEARNING = ([0.4, 0.7, 0.9], [0.9, 0.7, 1.2, 1.6], [1.6, 1.2])  # shares of the capacity: around each load
+LEARNING = ([0.4, 0.7, 0.9], [0.7, 0.9, 1.2, 1.6], [1.6, 1.2])  # shares of the capacity: around each load
+COLD = 1 / 6  # of a learning run: in most runs the first 4 s have a pause of up to 0.1 s
 CONCURRENCY = 1.5  # of the slots, in the closed loop
 SWAP_BYTES = 1 << 29
 FOLLOWED_S = 2.5  # workers and gateways follow a published policy within a second
@@ -176,7 +177,8 @@ class Bench:
     def _learn(self, per_s: float, number: int) -> Run:
         seconds, shares = self._options.learn_seconds, LEARNING[number - 1]
         rates = [(share * per_s, seconds / len(shares)) for share in shares]
-        run = self._run(f"learning {number}", self._workload.arrivals(rates, seed=1 + number), 1.0, seconds)
+        requests = self._workload.arrivals(rates, seed=1 + number)
+        run = self._run(f"learning {number}", requests, COLD * seconds, seconds)
         run.shares = shares
         return run
 

@@ -49,7 +49,7 @@ LENGTHS = {
 
 class Run(msgspec.Struct):
     """One measured run. Answers are judged from `warm_s` to `end_s`, by the instant of sending. Requests come at these
-    `shares` of the capacity, each for the same time (known of learning runs)."""
+    `shares` of the capacity, each for the same time (known of learning runs; nothing is learned before `warm_s`)."""
 
     name: str
     requests: list[Planned]
@@ -71,6 +71,11 @@ class Run(msgspec.Struct):
 
     def share_at(self, sent_s: float) -> float:
         return self.shares[self.part_of(sent_s)]
+
+    def part(self, number: int, settling_s: float = 0.0) -> tuple[float, float]:
+        """From when to when one of them is asked for, without what is not warm and the first seconds of it."""
+        begins_s = number * self.part_s
+        return max(self.warm_s, begins_s + settling_s), begins_s + self.part_s
 
     def judged(self) -> list[Seen]:
         return [one for one in self.seen if self.warm_s <= one.sent_s < self.end_s]

@@ -13,6 +13,7 @@ import random
 from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from statistics import fmean, linear_regression, median
 from typing import NamedTuple
 
@@ -67,7 +68,7 @@ class Beside:
     @classmethod
     def fit(cls, parts: Sequence[Sequence[MeanStep]]) -> Beside:
         """The line of least squares through all parts, neither falling nor below zero. The mean of n steps varies an
-        n-th as much as single ones; that a host drifts from part to part is none of it."""
+        n-th as much as single ones; how much, neighbours tell: their difference has no part in a host's drift."""
         steps = [one for part in parts for one in part]
         rows, besides = [one.num_rows for one in steps], [one.beside_s for one in steps]
         if not sum(besides) > 0.0:
@@ -78,11 +79,12 @@ class Beside:
         if row_s < 0.0:
             row_s, base_s = 0.0, fmean(besides)
         line = cls(base_s, row_s)
-        squares = 0.0
-        for part in parts:
-            level_s = line.beyond_s(part)
-            squares += sum(one.num_steps * (one.beside_s - line.mean_s(one.num_rows) - level_s) ** 2 for one in part)
-        return cls(base_s, row_s, squares / sum(line.mean_s(one.num_rows) ** 2 for one in steps))
+        squares = means = 0.0
+        for one, after in (pair for part in parts for pair in pairwise(part)):
+            difference_s = line.beyond_s([after]) - line.beyond_s([one])
+            squares += difference_s**2 / (1 / one.num_steps + 1 / after.num_steps)
+            means += line.mean_s(one.num_rows) ** 2
+        return cls(base_s, row_s, squares / means if means else 0.0)
 
 
 class Means(NamedTuple):

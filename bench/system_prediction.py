@@ -125,8 +125,8 @@ def known_parts(recording: Recording, one: Seen) -> list[float] | None:
 
 
 def learned(recording: Recording, run: Run) -> list[Learned]:
-    """A learning run's first tokens beside the worker; requests of which a part is unknown are left out."""
-    times = measured_times(recording, run)
+    """A warm learning run's first tokens beside the worker; requests of which a part is unknown are left out."""
+    times = [one for one in measured_times(recording, run) if one.sent_s >= run.warm_s]
     share_late, means = lateness(times, run), mean_befores(times, run)
     found = []
     for one in times:
@@ -206,7 +206,7 @@ def means_of(times: Sequence[Times], run: Run) -> list[Means]:
     part as a whole."""
     found = []
     for part in range(len(run.shares)):
-        begins_s, ends_s = part * run.part_s + SETTLING_S, (part + 1) * run.part_s
+        begins_s, ends_s = run.part(part, SETTLING_S)
         mine = [one for one in times if begins_s <= one.sent_s < ends_s]
         firsts = [one.first_s for one in mine if one.class_id == MOST_URGENT]
         whole = [one for one in mine if one.end_s <= ends_s]
@@ -237,7 +237,7 @@ def free_steps(recording: Recording, cost: StepCost) -> list[list[MeanStep]]:
     """Of the learning runs' parts in which less came than the system can do: when slots are full, more than their rows
     makes steps longer."""
     return [
-        mean_steps(recording, run, cost, part * run.part_s, (part + 1) * run.part_s)
+        mean_steps(recording, run, cost, *run.part(part))
         for run in recording.learning
         for part, share in enumerate(run.shares)
         if share < 1.0
@@ -252,8 +252,7 @@ def full_steps(recording: Recording, run: Run, cost: StepCost) -> dict[float, li
         found[1.0] = mean_steps(recording, capacity, cost, capacity.warm_s, capacity.end_s)
     for part, share in enumerate(run.shares):
         if share > 1.0:
-            begins_s, ends_s = part * run.part_s + SETTLING_S, (part + 1) * run.part_s
-            found[share] = mean_steps(recording, run, cost, begins_s, ends_s)
+            found[share] = mean_steps(recording, run, cost, *run.part(part, SETTLING_S))
     return found
 
 

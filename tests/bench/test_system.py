@@ -209,11 +209,11 @@ def test_what_lies_beside_the_device_is_learned_with_its_variance_from_messages_
     assert (found.mean_s(20), found.mean_s(200), found.variance) == pytest.approx((0.00028, 0.001, 6.0), rel=0.15)
 
 
-def test_a_host_that_drifts_from_part_to_part_does_not_vary_from_step_to_step() -> None:
-    """Each part has as many rows: 1 and 3 ms in the messages of one, 5 and 7 ms in those of the other."""
-    parts = [[MeanStep(50, 10.0, place + one) for one in (0.001, 0.003)] for place in (0.0, 0.004)]
+def test_a_host_that_drifts_hardly_varies_from_step_to_step() -> None:
+    """1 to 3 ms beside the device, rising through the first part, then 5 to 7: 4 on average."""
+    parts = [[MeanStep(50, 10.0, first_s + 1e-5 * place) for place in range(201)] for first_s in (0.001, 0.005)]
 
-    assert Beside.fit(parts) == Beside(0.004, 0.0, pytest.approx(50 * 0.001**2 / 0.004**2))
+    assert Beside.fit(parts) == Beside(pytest.approx(0.004), 0.0, pytest.approx(50 * 1e-5**2 / 2 / 0.004**2))
 
 
 @pytest.mark.parametrize(
@@ -305,6 +305,15 @@ def test_news_of_a_request_that_was_late_before_come_later_by_its_share_of_that_
         recording.parts[f"r{number}"] = [late_s + 0.08, 0.01, 0.005 + late_s / 2, 0.2]
 
     assert [one.way.late_s for one in learned(recording, run)] == pytest.approx([-0.0025, 0.0025, 0.0, 0.0])
+
+    run.warm_s = 2.0
+    assert [one.share for one in learned(recording, run)] == [1.6, 1.6]
+
+
+def test_nothing_is_learned_while_a_run_is_not_warm_or_a_part_not_settled() -> None:
+    run = Run("learning", [], [], 3.0, 10.0, 9.0, shares=[0.7, 0.9])
+
+    assert [run.part(0, 0.75), run.part(1, 0.75), run.part(1)] == [(3.0, 5.0), (5.75, 10.0), (5.0, 10.0)]
 
 
 def test_means_are_of_urgent_first_tokens_and_of_answers_that_lie_in_their_part() -> None:
