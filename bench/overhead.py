@@ -39,9 +39,10 @@ from scheduler_worker.worker.loop import StepLoop
 from scheduler_worker.worker.stats import LoopStats
 
 BLOCK_SIZE = 16
-MAX_TOKENS = 720
+MAX_TOKENS = 760
 WARM_UP_STEPS = 300
 """The cost model learns from each of the first 256 steps, then from every fourth: a worker runs for days."""
+MAX_STEPS = 450
 POOL = "bench"
 SAMPLING = {
     "greedy": SamplingParams(temperature=0.0, ignore_eos=True),
@@ -66,7 +67,7 @@ def small_model(vocab_size: int) -> transformers.PreTrainedModel:
 
 
 class Loop:
-    """The worker's step loop without its transport: `batch` sequences that never end."""
+    """The worker's step loop without its transport: `batch` sequences of `MAX_TOKENS` answers."""
 
     def __init__(self, executor: TorchExecutor, batch: int, sampling: SamplingParams) -> None:
         self._executor = executor
@@ -224,6 +225,8 @@ def main() -> None:
     parser.add_argument("--batches", type=int, nargs="+", default=[8, 32])
     parser.add_argument("--sampling", nargs="+", choices=SAMPLING, default=list(SAMPLING))
     arguments = parser.parse_args()
+    if not 1 <= arguments.steps <= MAX_STEPS:
+        parser.error(f"--steps is {arguments.steps}: it must be 1 to {MAX_STEPS}, answers have {MAX_TOKENS} tokens")
     torch.set_num_threads(arguments.threads)
     executor = build(arguments.model, arguments.vocab, max(arguments.batches))
     with _valkey() as redis_url, torch.inference_mode():

@@ -52,9 +52,9 @@ class PackedBatch:
 class _Steady:
     """Rows of one token on the host, from one step to the next.
 
-    Whatever a step needs of a row is its position plus something that stays the same until the row begins a block: one
-    batch serves all these steps, moved on in place by one operation. Beside it only rows that begin a block are looked
-    at: every one does so once in as many steps as a block has tokens.
+    Whatever a step needs of a row but its token is its position plus something that stays the same until the row begins
+    a block: one batch serves all these steps, moved on in place by one operation. What changes with a block is looked
+    up for the rows that begin one: each does so once in as many steps as a block has tokens.
     """
 
     def __init__(self, rows: StepRows, block_tables: TableArray, block_size: int, numbers: IntArray) -> None:
@@ -118,25 +118,32 @@ class _Steady:
 class Packer:
     """Lays out rows for the model, their attention and their sampling."""
 
-    def __init__(self, block_tables: TableArray, block_size: int, on_host: bool) -> None:
+    def __init__(self, block_tables: TableArray, block_size: int, in_place: bool = False) -> None:
         self._block_tables = block_tables
         self._block_size = block_size
-        self._on_host = on_host
+        self._in_place = in_place
         self._steady: _Steady | None = None
+        self._last_slots: IntArray | None = None
         self._numbers = np.arange(block_tables.shape[0] + 1, dtype=np.int64)
 
     def pack(self, rows: StepRows) -> PackedBatch:
-        """The rows' tokens as one line. On the host a batch may be moved on in place when the next is packed."""
-        is_single = rows.num_single == len(rows)
-        if self._on_host and is_single and (batch := self._pack_steady(rows)) is not None:
+        """The rows' tokens as one line. `in_place`: a batch may be moved on in place when the next is packed."""
+        if rows.num_single < len(rows):
+            self._steady = self._last_slots = None
+            return self._pack_mixed(rows)
+        if self._in_place and (batch := self._pack_steady(rows)) is not None:
             return batch
-        self._steady = None
-        return self._pack_single(rows) if is_single else self._pack_mixed(rows)
+        return self._pack_single(rows)
 
     def _pack_steady(self, rows: StepRows) -> PackedBatch | None:
+        """From their second step on: rows that leave or are joined at once are not worth it."""
         if self._steady is not None and (batch := self._steady.batch(rows)) is not None:
             batch.attention.is_next = True
             return batch
+        self._steady, is_again = None, rows.slots is self._last_slots
+        self._last_slots = rows.slots
+        if not is_again:
+            return None
         self._steady = _Steady(rows, self._block_tables, self._block_size, self._numbers)
         return self._steady.batch(rows)
 

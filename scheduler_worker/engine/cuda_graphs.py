@@ -31,7 +31,7 @@ from scheduler_worker.engine.skinny import skinny_linears
 
 logger = logging.getLogger(__name__)
 
-_DECODE_BUCKETS: Final = (2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
+_DECODE_BUCKETS: Final = (2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 512)
 _MIXED_BUCKETS: Final = (96, *range(128, 384, 64), *range(384, 1537, 128), 1792, 2048)
 """Tokens of steps with chunks, one-token rows included: libraries multiply whole tiles of 128 rows, and some sizes
 between them slowly (on an H200 448 rows by an 8B model's gate and up take 1.7 times as long as 512)."""

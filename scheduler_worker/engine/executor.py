@@ -79,7 +79,9 @@ class TorchExecutor:
         self._tables = BlockTables(
             settings.num_slots, -(-self._max_model_len // shape.block_size), self._cache.null_block
         )
-        self._packer = Packer(self._tables.table, shape.block_size, self._on_host)
+        self._max_in_flight_steps = settings.max_in_flight_steps or (2 if self._device.type == "cuda" else 1)
+        in_place = self._on_host and self._max_in_flight_steps == 1  # else tokens come later than rows
+        self._packer = Packer(self._tables.table, shape.block_size, in_place)
         self._backend = _backend(settings, self._cache, layers, self._device, self._max_model_len)
         self._runner = ModelRunner(model, self._backend)
         self._sampler = Sampler(settings.num_slots, loaded.vocab_size, self._device)
@@ -87,7 +89,6 @@ class TorchExecutor:
         self._num_swap_blocks = settings.swap_bytes // shape.block_bytes
         self._swap_block_s = _swap_block_s(self._cache)
         self._num_slots = settings.num_slots
-        self._max_in_flight_steps = settings.max_in_flight_steps or (2 if self._device.type == "cuda" else 1)
         # One more than there are slots: a captured step's padding writes there.
         self._last_ids = torch.zeros(settings.num_slots + 1, dtype=torch.int64, device=self._device)
         self._sequences: dict[str, EngineSequence] = {}
@@ -311,9 +312,16 @@ class TorchExecutor:
         self._stager.forget()
         if step.rows is not None:
             step.rows.expect_no_tokens()
+            self._scrub_written(step.rows)
         for sequence in self._tables.undo_step():
             if sequence.slot is not None:
                 self._sampler.occupy(sequence.slot, sequence)
+
+    def _scrub_written(self, rows: StepRows) -> None:
+        """A step that failed midway may have written NaN, and its blocks may go to others before it is run again."""
+        spans = zip(rows.sequences, rows.starts.tolist(), rows.counts.tolist(), strict=True)
+        for sequence, start, count in spans:
+            self._cache.scrub_tokens(sequence.blocks, start, start + count)
 
     def _why_impossible(self, sequence: SequenceInput) -> str | None:
         num_tokens, vocab_size = len(sequence.token_ids), self._loaded.vocab_size

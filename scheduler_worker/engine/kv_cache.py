@@ -71,6 +71,14 @@ class KVCache:
         self.keys.index_fill_(1, index, 0)
         self.values.index_fill_(1, index, 0)
 
+    def scrub_tokens(self, blocks: list[int], first: int, last: int) -> None:
+        """Zero the tokens `first` to `last - 1` of a sequence with these blocks, in every layer. It takes no memory."""
+        size = self.shape.block_size
+        for number in range(first // size, -(-last // size)):
+            begin, end = max(first - number * size, 0), min(last - number * size, size)
+            for cached in (self.keys, self.values):
+                cached[:, blocks[number], begin:end].zero_()
+
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
     """Zeros; on the CPU from untouched pages, so that a large cache costs no memory until it is used."""

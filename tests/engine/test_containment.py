@@ -169,6 +169,42 @@ def test_a_step_without_memory_can_be_planned_again(
     assert planner.run() == {seq_id: reference(llama, prompt, 9) for seq_id, prompt in prompts.items()}
 
 
+def test_what_a_failed_step_wrote_does_no_harm_to_those_who_get_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model("llama")
+    prompt = make_prompt(9, 1)
+    expected = reference(model, prompt, 8)
+    poison(model, 500)
+    assert all(500 not in tokens for tokens in (prompt, expected))
+    executor = make_executor(model)
+    planner = HandPlanner(executor)
+    planner.add("bad", [*make_prompt(30, 4)[:-1], 500], 7)
+    no_memory_at(executor, monkeypatch, torch.OutOfMemoryError())
+    with pytest.raises(OutOfMemory):
+        planner.step()
+    planner.cancel("bad")
+    planner.free_blocks.sort()
+    planner.add("next", prompt, 8)
+
+    assert planner.run()["next"] == expected
+
+
+def test_a_step_that_is_planned_again_still_has_the_tokens_before_it_in_the_same_block(
+    llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    executor = make_executor(llama)
+    before = executor._cache.keys.clone()
+    planner = HandPlanner(executor, chunk_size=5)
+    planner.add("a", make_prompt(17), 9)
+    planner.step()
+    written = executor._cache.keys.clone()
+    assert not written.equal(before)
+    no_memory_at(executor, monkeypatch, torch.OutOfMemoryError())
+    with pytest.raises(OutOfMemory):
+        executor.launch(planner.plan())
+
+    assert executor._cache.keys.equal(written)
+
+
 def test_a_step_without_memory_keeps_checkpoints_and_victims(
     llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,7 +65,7 @@ class _WindowPlan:
 
     groups: list[_DecodeGroup]
     chunks: list[_PrefillChunk]
-    mask: torch.Tensor | None
+    mask: torch.Tensor
     group_of: list[int]
 
 
@@ -88,8 +88,9 @@ class SdpaBackend:
         self._device = device
         self._windows = tuple(dict.fromkeys(layer.window for layer in layers))
         self._plans: dict[int | None, _WindowPlan] = {}
-        self._narrowest = min((one for one in self._windows if one is not None), default=max_model_len)
+        # On the host: the planned masks `[rows, tokens]`, of the same memory, until a row is longer than a window.
         self._masks: list[npt.NDArray[np.generic]] = []
+        self._narrowest = min((one for one in self._windows if one is not None), default=max_model_len)
         self._write_index = torch.empty(0, dtype=torch.int64)
         token_bytes = cache.shape.block_bytes // (cache.shape.num_layers * cache.shape.block_size)
         self._group_tokens = max(1, _GROUP_BYTES[device.type] // token_bytes)
@@ -124,7 +125,7 @@ class SdpaBackend:
 
     def _move_on(self, batch: AttentionBatch) -> bool:
         """Let every row see its new token too, and leave the plan as it is; whether that is all there is to do."""
-        if len(self._masks) < len(self._windows) or batch.lengths[-1] > self._narrowest:
+        if batch.lengths[-1] > self._narrowest:
             return False
         if not all(self._begin_block(batch, row, plan) for row in batch.begun for plan in self._plans.values()):
             return False
@@ -140,7 +141,7 @@ class SdpaBackend:
         if block < group.table.shape[1]:
             group.table[row - group.first, block] = batch.block_tables[batch.slots[row], block]
             return True
-        if plan.mask is None or group.num_tokens == plan.mask.shape[3]:
+        if group.num_tokens == plan.mask.shape[3]:
             return False
         blocks = batch.block_tables[batch.slots[group.first : group.last], : block + 1]
         plan.groups[place] = self._decode_group(group.first, group.last, blocks, plan.mask)
@@ -150,7 +151,7 @@ class SdpaBackend:
         rows = range(batch.num_decode_rows, batch.num_rows)
         chunks = [self._prefill_chunk(batch, row, window) for row in rows]
         if not batch.num_decode_rows:
-            return _WindowPlan([], chunks, None, [])
+            return _WindowPlan([], chunks, torch.empty(0), [])
         lengths = batch.lengths[: batch.num_decode_rows]
         if window is None or int(lengths[-1]) <= window:
             spans = lengths
