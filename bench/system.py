@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.system_clients import LENGTHS, Clients, Run, Workload, describe
+from bench.system_disk import DiskProbe
 from bench.system_recording import Recording, Steps, read_recording, write_recording
 from bench.system_report import compare, figures, measured_points, show, summary
 from bench.system_sim import without_admission
@@ -96,9 +97,17 @@ class Bench:
         self._queued: dict[str, list[float | None]] = {}
         self._steps: dict[str, list[Steps]] = {}
         self._clients = Clients(stack, options.data_dir, options.clients, name, vocab_size)
+        self._disk = DiskProbe(options.data_dir)
 
     def measure(self) -> Recording:
         """Every run; what is computed from them comes later."""
+        self._disk.start()
+        try:
+            return self._measure()
+        finally:
+            self._disk.stop()
+
+    def _measure(self) -> Recording:
         policy = default_policy()
         full, capacity = self._capacity()
         self._stack.publish(policy)
@@ -124,12 +133,16 @@ class Bench:
             parts=self._stack.parts(),
             queued=self._queued,
             steps=self._steps,
+            disk=self._disk.waits,
         )
 
     def _run(self, name: str, *arguments: Any) -> Run:
         run = self._clients.run(name, *arguments)
         for line in describe(run):
             say(line)
+        disk_s = self._disk.longest_s(run.began_at, run.began_at + run.end_s)
+        self._rows.add(f"{name}: longest wait for the disk", 1e3 * disk_s, "ms")
+        say(f"  the disk took up to {1e3 * disk_s:.0f} ms for a small write")
         self._queued |= self._stack.queued(run.began_at)
         messages = self._stack.worker_telemetry(run.began_at, time.time())
         self._steps[name] = [Steps.of(one) for one in messages]

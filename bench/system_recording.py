@@ -61,7 +61,7 @@ class Recording(msgspec.Struct):
     `full`: the worker's messages while every slot was busy; `learning`: one run before each load, and one at the end;
     `info`: what the worker published after the first of them; `runs` by load; by request id: `parts`, the gateway's
     and the worker's own times (`PARTS`), and `queued`, after how long it was queued and how long after that its claim
-    came; `steps` of the worker, by the run's name.
+    came; `steps` of the worker, by the run's name; `disk`, how long it made a small write wait (`DiskProbe.waits`).
     """
 
     policy: bytes
@@ -75,6 +75,7 @@ class Recording(msgspec.Struct):
     parts: dict[str, list[float | None]]
     queued: dict[str, list[float | None]] = {}
     steps: dict[str, list[Steps]] = {}
+    disk: list[tuple[float, float]] = []
 
 
 def write_recording(path: Path, recording: Recording) -> None:
