@@ -67,7 +67,7 @@ def small_model(vocab_size: int) -> transformers.PreTrainedModel:
 
 
 class Loop:
-    """The worker's step loop without its transport: `batch` sequences of `MAX_TOKENS` answers."""
+    """The worker's step loop without its transport: `batch` sequences whose answers have `MAX_TOKENS` tokens."""
 
     def __init__(self, executor: TorchExecutor, batch: int, sampling: SamplingParams) -> None:
         self._executor = executor

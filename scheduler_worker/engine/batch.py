@@ -99,14 +99,11 @@ class _Steady:
         self._apart[3, row] = block * self._block_size + within - start
 
     def batch(self, rows: StepRows) -> PackedBatch | None:
-        """The batch of these rows; None if they are not the next step of those before, or tokens are not known."""
+        """The batch of these rows, whose tokens are all known; None if they are not the next step of those before."""
         attention, starts = self._attention, rows.starts.tolist()
         if rows.slots is not attention.slots or starts[0] != self._next:
             return None
-        try:
-            self._input_ids[:] = [one[start] for one, start in zip(self._tokens, starts, strict=True)]
-        except IndexError:  # still on its way
-            return None
+        self._input_ids[:] = [one[start] for one, start in zip(self._tokens, starts, strict=True)]
         attention.begun = self._beginning[(self._next - self._first) % self._block_size]
         for row in attention.begun:
             self._find_block(row, starts[row])

@@ -37,6 +37,7 @@ _MIXED_BUCKETS: Final = (96, *range(128, 384, 64), *range(384, 1537, 128), 1792,
 between them slowly (on an H200 448 rows by an 8B model's gate and up take 1.7 times as long as 512)."""
 _MAX_CHUNKS: Final = 64
 _MIN_CHUNK_TOKENS: Final = _MAX_CHUNKS
+"""A shape is captured with at least one token for each chunk that it may hold."""
 _MAX_CHUNK_TOKENS: Final = _MIXED_BUCKETS[-1]
 
 Forward = Callable[..., tuple[torch.Tensor, torch.Tensor, torch.Tensor]]

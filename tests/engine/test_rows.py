@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from scheduler_worker.core.chunks import StepChunks
 from scheduler_worker.core.plan import Chunk, StepPlan
+from scheduler_worker.engine.executor import TorchExecutor
 from scheduler_worker.engine.rows import Stager
 from scheduler_worker.executor import OutOfMemory
 from tests.engine.models import make_executor, make_prompt, reference
@@ -98,7 +99,9 @@ def test_no_memory_while_rows_are_placed_leaves_the_others_as_they_were(
     llama: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planner = decoding(llama)
-    pending = {one: sequence.num_pending for one, sequence in planner.executor._sequences.items()}  # type: ignore[attr-defined]
+    executor = planner.executor
+    assert isinstance(executor, TorchExecutor)
+    pending = {one: sequence.num_pending for one, sequence in executor._sequences.items()}
     planner.add("new", make_prompt(9, 9), NUM_NEW)
     place, plan = Stager._place, planner.plan()
 
@@ -107,13 +110,12 @@ def test_no_memory_while_rows_are_placed_leaves_the_others_as_they_were(
 
     monkeypatch.setattr(Stager, "_place", no_memory)
     with pytest.raises(OutOfMemory):
-        planner.executor.launch(plan)
-    found = planner.executor._sequences  # type: ignore[attr-defined]
-    assert {one: found[one].num_pending for one in pending} == pending
+        executor.launch(plan)
+    assert {one: executor._sequences[one].num_pending for one in pending} == pending
 
     monkeypatch.setattr(Stager, "_place", place)
-    planner.executor.launch(plan)
-    planner.take(planner.executor.collect())
+    executor.launch(plan)
+    planner.take(executor.collect())
     rest = planner.run()
     assert rest["new"] == reference(llama, make_prompt(9, 9), NUM_NEW)
     assert {one: rest[one] for one in "0123"} == {str(number): expected(llama, number) for number in range(4)}
